@@ -1,0 +1,135 @@
+"""What a sparse coder is, in full: every choice that published coders disagree on is a field here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from unmix.core.config import Config
+from unmix.core.policy import InputPolicy, ModelFingerprint
+from unmix.core.seeds import slug
+
+Relu = Literal["before", "after", "none"]
+
+
+class TopK(Config):
+    """The k largest pre-activations of each token (Gao et al. 2024, arXiv 2406.04093 §2.3)."""
+
+    kind: Literal["topk"] = "topk"
+    k: PositiveInt
+    relu: Relu = "after"
+    """Where negative values are cut: before the selection, after it, or nowhere (signed codes)."""
+    magnitude: bool = False
+    """Select by absolute value; needs `relu: none`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.magnitude and self.relu != "none":
+            raise ValueError(f"magnitude selection keeps signs, so relu must be 'none', found {self.relu!r}")
+        return self
+
+
+class BatchTopK(Config):
+    """The k·T largest pre-activations of a batch of T tokens; a threshold at inference (Bussmann et al. 2024)."""
+
+    kind: Literal["batchtopk"] = "batchtopk"
+    k: PositiveInt
+
+
+class JumpReLU(Config):
+    """z where z > θ, with one θ a latent (Rajamanoharan et al. 2024, arXiv 2407.14435 §3)."""
+
+    kind: Literal["jumprelu"] = "jumprelu"
+    initial_threshold: PositiveFloat = 0.001
+    bandwidth: PositiveFloat = 0.001
+    """Width ε of the rectangle kernel of the straight-through gradient of θ."""
+
+
+class ReLU(Config):
+    """max(z, 0)."""
+
+    kind: Literal["relu"] = "relu"
+
+
+class Identity(Config):
+    """Every latent, signed and unchanged: a model's own neurons seen as a coder."""
+
+    kind: Literal["identity"] = "identity"
+
+
+Activation = Annotated[TopK | BatchTopK | JumpReLU | ReLU | Identity, Field(discriminator="kind")]
+
+
+class Normalise(Config):
+    """What is done to each input vector before encoding, and undone after decoding."""
+
+    kind: Literal["none", "layer_norm"] = "none"
+    eps: float = 1e-5
+    """Added to the standard deviation on the way in."""
+    ddof: Literal[0, 1] = 1
+    """1: the unbiased standard deviation."""
+    eps_back: bool = False
+    """Whether the way back multiplies by std + eps (else by std)."""
+    restore: bool = True
+    """Whether the way back happens at all."""
+
+
+class CoderConfig(Config):
+    """A sparse coder without its weights."""
+
+    name: str = ""
+    """Key of the coder in runs and results; default: a slug of its first read."""
+    reads: tuple[str, ...] = ("input",)
+    """Hooks whose activations are concatenated into the input."""
+    writes: tuple[str, ...] = ()
+    """Hooks that the output is split over; default: the reads."""
+    d_in: PositiveInt
+    d_out: PositiveInt | None = None
+    """Default: `d_in`."""
+    n_latents: PositiveInt
+    activation: Activation
+    normalise: Normalise = Normalise()
+    input_scale: PositiveFloat = 1.0
+    """Fixed factor on the input, after normalisation."""
+    output_scale: PositiveFloat = 1.0
+    """Fixed factor on the output, before normalisation is undone."""
+    pre_bias: Literal["none", "tied", "own"] = "tied"
+    """What is subtracted before the encoder: nothing, `b_dec`, or a bias of its own."""
+    gate_space: Literal["raw", "decoder_norm"] = "raw"
+    """Where selection and thresholds act: on z, or on z times the norm of the latent's decoder row."""
+    skip: bool = False
+    """Whether a linear map of the input is added to the output."""
+    input_policy: InputPolicy = InputPolicy()
+    model: ModelFingerprint | None = None
+    training: dict[str, Any] = {}
+    """Provenance: how it was trained, or what a foreign format said beside the maths. Never read by the maths."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        filled: dict[str, Any] = dict(values)
+        reads = filled.get("reads") or ("input",)
+        filled["writes"] = filled.get("writes") or reads
+        if filled.get("d_out") is None:
+            filled["d_out"] = filled.get("d_in")
+        filled["name"] = filled.get("name") or slug(str(reads[0]))
+        return filled
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        k = getattr(self.activation, "k", None)
+        if k is not None and k > self.n_latents:
+            raise ValueError(f"k is {k}, larger than n_latents = {self.n_latents}")
+        if self.pre_bias == "tied" and self.d_out != self.d_in:
+            raise ValueError(
+                f"pre_bias 'tied' needs d_out = d_in, found {self.d_out} and {self.d_in}; use 'none' or 'own'"
+            )
+        return self
+
+    @property
+    def width_out(self) -> int:
+        """`d_out` as a plain integer."""
+        return self.d_out if self.d_out is not None else self.d_in

@@ -1,0 +1,75 @@
+"""The native folder: `config.json` + `coder.safetensors` + `manifest.json`, atomic and hashed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from unmix.coder.config import CoderConfig
+from unmix.coder.sparse_coder import SparseCoder
+from unmix.core.atomic import atomic_folder, write_json
+from unmix.core.config import build
+from unmix.core.errors import ConfigError, CorruptError, FormatError, NonFiniteError
+from unmix.core.manifest import MANIFEST, require_whole, write_manifest
+
+KIND = "coder"
+CONFIG = "config.json"
+WEIGHTS = "coder.safetensors"
+FORMAT = "unmix-1"
+
+
+def save_native(coder: SparseCoder, folder: str | Path) -> None:
+    """Write `coder` to `folder`, replacing a whole older one. `NonFiniteError` before anything is written."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in coder.state_dict().items()}
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise NonFiniteError(f"{coder.name}: {name} holds NaN or infinity; nothing was saved")
+    with atomic_folder(folder) as temp:
+        write_json(temp / CONFIG, {"format": FORMAT, **coder.config.model_dump(mode="json")})
+        save_file(state, temp / WEIGHTS, metadata={"format": FORMAT})
+        write_manifest(temp, KIND, coder_hash=coder.hash())
+
+
+def read_native_config(folder: str | Path) -> CoderConfig:
+    """The config alone, validated."""
+    path = Path(folder) / CONFIG
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise FormatError(f"{path}: cannot be read as a coder's config ({error})") from error
+    if not isinstance(tree, dict) or tree.pop("format", None) != FORMAT:
+        raise FormatError(f"{path}: not a native coder config (no format {FORMAT!r})")
+    try:
+        return build(CoderConfig, tree, source=str(path))
+    except ConfigError as error:
+        raise FormatError(str(error)) from error
+
+
+def load_native(folder: str | Path, device: torch.device | str = "cpu") -> SparseCoder:
+    """Read a native folder; `CorruptError` for a file of wrong length or hash, `FormatError` for wrong tensors."""
+    folder = Path(folder)
+    if (folder / MANIFEST).is_file():
+        require_whole(folder, KIND, deep=True)
+    config = read_native_config(folder)
+    try:
+        state = load_file(folder / WEIGHTS, device=str(device))
+    except (OSError, SafetensorError) as error:
+        raise CorruptError(f"{folder / WEIGHTS}: cannot be read ({error})") from error
+    coder = SparseCoder(config)
+    expected = coder.state_dict()
+    for name in expected.keys() | state.keys():
+        if name not in state or name not in expected:
+            fault = "missing" if name not in state else "unknown"
+            raise FormatError(f"{folder / WEIGHTS}: tensor {name} is {fault}; expected {', '.join(sorted(expected))}")
+        if state[name].shape != expected[name].shape:
+            raise FormatError(
+                f"{folder / WEIGHTS}: {name} is {list(state[name].shape)}, expected {list(expected[name].shape)} "
+                f"(d_in={config.d_in}, d_out={config.d_out}, n_latents={config.n_latents})"
+            )
+    coder = coder.to(dtype=state["W_dec"].dtype, device=device)
+    coder.load_state_dict(state)
+    return coder.eval()

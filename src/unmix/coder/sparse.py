@@ -1,0 +1,157 @@
+"""The sparse path: affine scores a tile at a time, decode and every gradient from the CSR pairs alone.
+
+Forward and backward never hold `[tokens, latents]` beyond one tile. Both weight gradients are sums over the
+(latent, token) pairs sorted by latent once; `embedding_bag` does each of them in one pass (a prototype measured
+10 ms against 437 ms for the dense product at d 512, F 8192, k 32, 4096 tokens on two cores).
+The plain reference is `reference.py`; tests hold the two equal in value and gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from unmix.coder.activations.selection import Selector
+
+TILE_BYTES = 32 * 2**20
+"""Size of the scored tile. Small enough to stay near the cache, large enough for a full-speed product."""
+
+
+def tile_rows(n_latents: int, element_bytes: int) -> int:
+    """Tokens scored at once so that a tile of `[tokens, n_latents]` fills about `TILE_BYTES`."""
+    return max(16, TILE_BYTES // (n_latents * element_bytes))
+
+
+def bag(
+    table: Float[Tensor, "n d"],
+    ids: Int[Tensor, " nnz"],
+    offsets: Int[Tensor, " b"],
+    weights: Float[Tensor, " nnz"],
+) -> Float[Tensor, "rows d"]:
+    """Weighted sums of rows of `table`: `out[r] = Σ weights[j] · table[ids[j]]` over the entries of row r."""
+    rows = offsets.shape[0] - 1
+    if ids.shape[0] == 0:
+        return table.new_zeros(rows, table.shape[1])
+    return functional.embedding_bag(
+        ids.long(), table, offsets.long(), mode="sum", per_sample_weights=weights, include_last_offset=True
+    )
+
+
+def by_latent(indices: Tensor, rows: Tensor, n_latents: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs sorted by latent: `(order [nnz], token of each sorted pair [nnz], offsets [n_latents + 1])`."""
+    ordered, order = torch.sort(indices, stable=True)
+    edges = torch.arange(n_latents + 1, device=indices.device, dtype=ordered.dtype)
+    return order, rows[order], torch.searchsorted(ordered, edges)
+
+
+def pair_dots(left: Tensor, rows: Tensor, table: Tensor, indices: Tensor) -> Float[Tensor, " nnz"]:
+    """`<left[rows[j]], table[indices[j]]>` for every pair, without gathering `[nnz, d]`."""
+    if indices.shape[0] == 0:
+        return left.new_zeros(0)
+    offsets = torch.zeros(1, dtype=torch.int64, device=left.device)
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(left, table, indices.long(), offsets, rows, 0, -1)
+
+
+class _SparseAffine(torch.autograd.Function):
+    """Pre-activations of the selected pairs only: `z_j = <x_row − b_pre, W[latent]> + b[latent]`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        W: Tensor,
+        b: Tensor,
+        b_pre: Tensor | None,
+        gate_scale: Tensor | None,
+        selector: Selector,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        centred = x if b_pre is None else x - b_pre
+        rows, n_latents = x.shape[0], W.shape[0]
+        step = tile_rows(n_latents, x.element_size())
+        buffer = x.new_empty(min(step, rows), n_latents)
+        kept: list[Tensor] = []
+        for start in range(0, rows, step):
+            part = centred[start : start + step]
+            tile = torch.mm(part, W.T, out=buffer[: part.shape[0]]).add_(b)
+            gate = tile if gate_scale is None else tile * gate_scale
+            kept.append(selector.tile(tile, gate))
+        indices, offsets, values = selector.finish(kept, x)
+        ctx.save_for_backward(centred, W, indices, offsets)
+        ctx.has_pre = b_pre is not None
+        ctx.mark_non_differentiable(indices, offsets)
+        return values, indices, offsets
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_z = grads[0]
+        centred, W, indices, offsets = ctx.saved_tensors
+        need_x, need_W, need_b, need_pre = ctx.needs_input_grad[:4]
+        grad_x = bag(W, indices, offsets, grad_z) if need_x else None
+        grad_W = grad_b = grad_pre = None
+        if need_b or need_pre or need_W:
+            grad_b = torch.zeros(W.shape[0], dtype=grad_z.dtype, device=W.device)
+            grad_b.index_add_(0, indices.long(), grad_z)
+        if need_W:
+            rows = torch.arange(offsets.shape[0] - 1, device=W.device).repeat_interleave(
+                offsets.diff(), output_size=indices.shape[0]
+            )
+            order, tokens, edges = by_latent(indices, rows, W.shape[0])
+            grad_W = bag(centred, tokens, edges, grad_z[order])
+        if need_pre and grad_b is not None and ctx.has_pre:
+            # Σ over tokens of −Wᵀ grad_z: one product with the summed gradient, not one a token.
+            grad_pre = -(grad_b @ W)
+        return grad_x, grad_W, grad_b if need_b else None, grad_pre, None, None
+
+
+class _SparseDecode(torch.autograd.Function):
+    """`out[row] = Σ values_j · W_dec[latent_j]`."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, W_dec: Tensor, indices: Tensor, offsets: Tensor) -> Tensor:
+        ctx.save_for_backward(values, W_dec, indices, offsets)
+        return bag(W_dec, indices, offsets, values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_out = grads[0].contiguous()
+        values, W_dec, indices, offsets = ctx.saved_tensors
+        rows = torch.arange(offsets.shape[0] - 1, device=W_dec.device).repeat_interleave(
+            offsets.diff(), output_size=indices.shape[0]
+        )
+        grad_values = grad_W = None
+        if ctx.needs_input_grad[0]:
+            grad_values = pair_dots(grad_out, rows, W_dec, indices)
+        if ctx.needs_input_grad[1]:
+            order, tokens, edges = by_latent(indices, rows, W_dec.shape[0])
+            grad_W = bag(grad_out, tokens, edges, values[order])
+        return grad_values, grad_W, None, None
+
+
+def sparse_affine(
+    x: Float[Tensor, "rows d_in"],
+    W: Float[Tensor, "latents d_in"],
+    b: Float[Tensor, " latents"],
+    b_pre: Float[Tensor, " d_in"] | None,
+    gate_scale: Float[Tensor, " latents"] | None,
+    selector: Selector,
+) -> tuple[Float[Tensor, " nnz"], Int[Tensor, " nnz"], Int[Tensor, " rows_plus_1"]]:
+    """Pre-activations of the pairs that `selector` keeps: `(values, indices int32, offsets int64)`.
+
+    Gradients flow from `values` to `x`, `W`, `b` and `b_pre`; the selection itself has none.
+    """
+    values, indices, offsets = _SparseAffine.apply(x, W, b, b_pre, gate_scale, selector)  # pyright: ignore[reportGeneralTypeIssues]
+    return values, indices, offsets
+
+
+def sparse_decode(
+    values: Float[Tensor, " nnz"],
+    W_dec: Float[Tensor, "latents d_out"],
+    indices: Int[Tensor, " nnz"],
+    offsets: Int[Tensor, " rows_plus_1"],
+) -> Float[Tensor, "rows d_out"]:
+    """Weighted sums of decoder rows; gradients flow to `values` and `W_dec`."""
+    return _SparseDecode.apply(values, W_dec, indices, offsets)  # pyright: ignore[reportReturnType]

@@ -1,0 +1,90 @@
+"""A folder's manifest: what it is, and the length and SHA-256 of every file in it. Written last."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unmix.core.atomic import sha256_file, write_json
+from unmix.core.errors import CorruptError
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One file that is not what its manifest says."""
+
+    path: Path
+    found: str
+    expected: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: found {self.found}, expected {self.expected}"
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """The manifest's entry for one file: `{"bytes": int, "sha256": hex}`."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def write_manifest(folder: str | Path, kind: str, files: list[str] | None = None, **meta: Any) -> dict[str, Any]:
+    """Hash `files` (default: every file below `folder`) and write `manifest.json`, last of all."""
+    folder = Path(folder)
+    if files is None:
+        files = sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
+    manifest = {
+        "schema": SCHEMA,
+        "kind": kind,
+        **meta,
+        "files": {name: describe_file(folder / name) for name in files},
+    }
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
+    """Read `manifest.json`; `CorruptError` where it is absent, unreadable, of another kind or schema."""
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise CorruptError(f"{path}: missing, so {folder} is not a whole {kind} folder; make it again")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CorruptError(f"{path}: not JSON ({error})") from error
+    if not isinstance(manifest, dict) or manifest.get("kind") != kind:
+        found = manifest.get("kind") if isinstance(manifest, dict) else type(manifest).__name__
+        raise CorruptError(f"{path}: kind is {found!r}, expected {kind!r}")
+    if manifest.get("schema") != SCHEMA:
+        raise CorruptError(f"{path}: schema {manifest.get('schema')!r}, this version reads {SCHEMA}")
+    return manifest
+
+
+def verify_folder(folder: str | Path, deep: bool = True) -> list[Problem]:
+    """Every file that is missing, of another length or (with `deep`) of another hash. Empty is good."""
+    folder = Path(folder)
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    problems: list[Problem] = []
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(Problem(path, "no file", f"{entry['bytes']} bytes"))
+            continue
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            problems.append(Problem(path, f"{size} bytes", f"{entry['bytes']} bytes"))
+        elif deep and (digest := sha256_file(path)) != entry["sha256"]:
+            problems.append(Problem(path, f"sha256 {digest[:12]}…", f"{entry['sha256'][:12]}…"))
+    return problems
+
+
+def require_whole(folder: str | Path, kind: str, deep: bool = False) -> dict[str, Any]:
+    """The manifest of a folder whose files are all there (with `deep`: all hashes right), else `CorruptError`."""
+    manifest = read_manifest(folder, kind)
+    problems = verify_folder(folder, deep=deep)
+    if problems:
+        raise CorruptError(f"corrupt {kind} folder: " + "; ".join(str(p) for p in problems[:3]))
+    return manifest
