@@ -1,0 +1,10 @@
+"""`unmix train`: a run file up to this stage."""
+
+from __future__ import annotations
+
+from unmix.cli._run import run_until
+
+
+def command(arguments: list[str]) -> int:
+    """Walk the run up to `train`."""
+    return run_until("train", arguments)

@@ -1,0 +1,37 @@
+"""`unmix verify`: recompute every hash below a place and name what is broken."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from unmix.core.errors import ConfigError, CorruptError
+from unmix.core.manifest import MANIFEST, Problem, verify_folder
+from unmix.core.progress import task
+
+USAGE = """usage: unmix verify PATH [PATH …]
+
+Checks length and SHA-256 of every file that a manifest below PATH lists: coders, token shards, indexes, reports,
+whole runs. Exit code 4 where one is broken.
+"""
+
+
+def command(arguments: list[str]) -> int:
+    """Verify every manifest below each path; `CorruptError` lists the broken files."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(USAGE)
+        return 0
+    problems: list[Problem] = []
+    for place in arguments:
+        folders = sorted(path.parent for path in Path(place).rglob(MANIFEST))
+        if not folders:
+            raise ConfigError(f"{place}: no {MANIFEST} there or below, so nothing to verify")
+        with task("verify", len(folders), unit="folders") as bar:
+            for folder in folders:
+                found = verify_folder(folder)
+                problems += found
+                sys.stdout.write(f"{'broken' if found else 'whole '}  {folder}\n")
+                bar.advance(1)
+    if problems:
+        raise CorruptError(f"{len(problems)} broken: " + "; ".join(str(problem) for problem in problems))
+    return 0

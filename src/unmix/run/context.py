@@ -1,0 +1,141 @@
+"""What the stages of one run share: paths, and the things that several of them load once."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unmix.core.errors import ConfigError
+from unmix.core.seeds import slug
+from unmix.run.config import RunConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from unmix.coder.sparse_coder import SparseCoder
+    from unmix.data.shards import TokenShards
+    from unmix.index.reader import LatentIndex
+    from unmix.lm.model import LanguageModel
+    from unmix.train.store import LiveStore
+
+
+class RunContext:
+    """One run folder while its stages are walked."""
+
+    def __init__(self, config: RunConfig, folder: Path, keys: dict[str, str]) -> None:
+        self.config, self.folder, self.keys = config, folder, keys
+
+    @property
+    def coder_name(self) -> str:
+        """Key of the run's coder: its own name, or a slug of the hook as the run file writes it."""
+        return slug(self.config.coder.name or self.config.coder.hook)
+
+    @property
+    def tokens_folder(self) -> Path:
+        """Token shards."""
+        return self.folder / "tokens"
+
+    @property
+    def activations_folder(self) -> Path:
+        """Activation cache; gone when the run is finished, unless it is kept."""
+        return self.folder / "activations"
+
+    @property
+    def coder_folder(self) -> Path:
+        """The trained coder."""
+        return self.folder / "coders" / self.coder_name
+
+    @property
+    def training_folder(self) -> Path:
+        """Metrics, timings and checkpoint of the training."""
+        return self.folder / "training" / self.coder_name
+
+    @property
+    def evaluation_file(self) -> Path:
+        """The evaluation's figures."""
+        return self.folder / "evaluation.json"
+
+    @property
+    def index_folder(self) -> Path:
+        """The latent index."""
+        return self.folder / "index"
+
+    @property
+    def ledger_file(self) -> Path:
+        """Explanations and scores."""
+        return self.folder / "ledger.sqlite"
+
+    @property
+    def report_folder(self) -> Path:
+        """The static report."""
+        return self.folder / "report"
+
+    @cached_property
+    def lm(self) -> LanguageModel:
+        """The language model, loaded on first use."""
+        from unmix.lm.load import load_model
+
+        spec = self.config.model
+        return load_model(
+            spec.name,
+            dtype=None if spec.dtype == "auto" else spec.dtype,
+            device=spec.device,
+            revision=spec.revision,
+            trust_remote_code=spec.trust_remote_code,
+        )
+
+    @cached_property
+    def hooks(self) -> tuple[str, str]:
+        """Canonical `(read, write)` hooks of the run's coder. `ModelError` where one is unknown."""
+        spec = self.config.coder
+        read = self.lm.hook(spec.hook).name
+        return read, self.lm.hook(spec.write).name if spec.write else read
+
+    @cached_property
+    def shards(self) -> TokenShards:
+        """The token shards."""
+        from unmix.data.shards import TokenShards
+
+        return TokenShards.open(self.tokens_folder)
+
+    @cached_property
+    def coder(self) -> SparseCoder:
+        """The trained coder."""
+        from unmix.coder.native import load_native
+
+        return load_native(self.coder_folder)
+
+    @cached_property
+    def index(self) -> LatentIndex:
+        """The latent index."""
+        from unmix.index.reader import open_index
+
+        return open_index(self.index_folder)
+
+    @cached_property
+    def store_contexts(self) -> np.ndarray:
+        """Contexts that are captured: every role but `evaluate`, in the order of a keyed permutation."""
+        import numpy as np
+
+        from unmix.data.shards import ROLES
+        from unmix.train.store import permuted
+
+        held = self.shards.roles != ROLES.index("evaluate")
+        return permuted(np.flatnonzero(held), self.config.seed)
+
+    @cached_property
+    def live_store(self) -> LiveStore:
+        """Activations made by the model on demand."""
+        from unmix.train.store import LiveStore
+
+        hooks = tuple(dict.fromkeys(self.hooks))
+        return LiveStore(self.lm, self.shards, self.store_contexts, hooks, self.config.capture.batch)
+
+    def evaluation(self) -> dict[str, Any]:
+        """The evaluation's figures as they were written."""
+        if not self.evaluation_file.is_file():
+            raise ConfigError(f"{self.evaluation_file}: not there yet; run the stage `evaluate` first")
+        result: dict[str, Any] = json.loads(self.evaluation_file.read_text(encoding="utf-8"))
+        return result

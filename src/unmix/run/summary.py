@@ -1,0 +1,91 @@
+"""The table at the end of a run."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from unmix.core.progress import clock
+from unmix.run.context import RunContext
+from unmix.run.walk import Walk
+
+FIGURES = (
+    ("fvu", "fraction of variance unexplained", "{:.3f}"),
+    ("l0", "latents firing a token (L0)", "{:.1f}"),
+    ("ce_orig", "CE of the model, nats", "{:.3f}"),
+    ("ce_spliced", "CE with the reconstruction spliced in", "{:.3f}"),
+    ("ce_zero_ablated", "CE with zeros spliced in", "{:.3f}"),
+    ("ce_recovered", "CE recovered", "{:.3f}"),
+    ("kl_spliced", "KL(original ‖ spliced), nats", "{:.3f}"),
+    ("alive_fraction", "latents that fired", "{:.1%}"),
+    ("dense_fraction_10", "latents firing on over 10 % of tokens", "{:.2%}"),
+)
+
+
+def print_summary(context: RunContext, walked: Walk) -> None:
+    """Stages, evaluation and explanation scores, to stdout."""
+    buffer = io.StringIO()
+    width = min(shutil.get_terminal_size((100, 40)).columns, 110)
+    console = Console(file=buffer, width=width, force_terminal=sys.stdout.isatty())
+    console.print(stage_table(walked))
+    if context.evaluation_file.is_file():
+        console.print(evaluation_table(context.evaluation()))
+    if context.ledger_file.is_file():
+        from unmix.run.explaining import summary_rows
+
+        rows = summary_rows(context)
+        if rows:
+            console.print(score_table(rows))
+    console.print(f"run     {context.folder}")
+    page = context.report_folder / "index.html"
+    if page.is_file():
+        console.print(f"report  {page}")
+        console.print(f"look    unmix view {context.folder}")
+    sys.stdout.write(buffer.getvalue())
+
+
+def stage_table(walked: Walk) -> Table:
+    """Seconds a stage, or that it was there already."""
+    table = Table(title="stages", title_justify="left", box=None, pad_edge=False)
+    table.add_column("stage")
+    table.add_column("time", justify="right")
+    for name in walked.skipped:
+        table.add_row(name, "done before")
+    for name, seconds in walked.seconds.items():
+        table.add_row(name, clock(seconds))
+    return table
+
+
+def evaluation_table(evaluation: dict[str, Any]) -> Table:
+    """The figures with their 95 % intervals."""
+    table = Table(title="\nevaluation on held-out documents", title_justify="left", box=None, pad_edge=False)
+    for name in ("metric", "value", "95 % interval"):
+        table.add_column(name, justify="left" if name == "metric" else "right")
+    for key, words, form in FIGURES:
+        entry = evaluation.get("metrics", evaluation).get(key)
+        if entry is None:
+            continue
+        value = entry["value"] if isinstance(entry, dict) else entry
+        interval = ""
+        if isinstance(entry, dict) and entry.get("low") is not None:
+            interval = f"{form.format(entry['low'])} – {form.format(entry['high'])}"
+        table.add_row(words, form.format(value), interval)
+    return table
+
+
+def score_table(rows: list[dict[str, Any]]) -> Table:
+    """Mean scores by explainer and scorer, coverage beside them, baselines in the same table."""
+    table = Table(title="\nexplanations", title_justify="left", box=None, pad_edge=False)
+    for name in ("explainer", "scorer", "figure", "mean", "95 % interval", "median", "scored"):
+        table.add_column(name, justify="left" if name in ("explainer", "scorer", "figure") else "right")
+    for row in rows:
+        table.add_row(
+            row["explainer"], row["scorer"], row["figure"], f"{row['mean']:.3f}",
+            f"{row['low']:.3f} – {row['high']:.3f}", f"{row['median']:.3f}", f"{row['done']} of {row['asked']}",
+        )  # fmt: skip
+    return table

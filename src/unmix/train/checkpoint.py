@@ -1,0 +1,80 @@
+"""Checkpoints: everything a run needs to go on bit for bit, in one folder that is whole or absent."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unmix.coder.config import CoderConfig
+from unmix.coder.sparse_coder import SparseCoder
+from unmix.core.atomic import atomic_folder, write_json
+from unmix.core.config import build
+from unmix.core.errors import ResumeError
+from unmix.core.manifest import MANIFEST, require_whole, write_manifest
+
+KIND = "checkpoint"
+
+
+@dataclass
+class TrainState:
+    """What changes while training, beside the weights."""
+
+    step: int
+    tokens_since_fired: Tensor
+    """int64 [F]."""
+    variance: float
+
+
+def save_checkpoint(
+    folder: Path, key: str, coder: SparseCoder, optimiser: torch.optim.Optimizer, state: TrainState
+) -> None:
+    """Replace the checkpoint in `folder`; the older one stays whole until the new one is."""
+    tensors = {f"coder.{name}": p.detach().contiguous() for name, p in coder.named_parameters()}
+    for name, p in coder.named_parameters():
+        for part, value in optimiser.state.get(p, {}).items():
+            tensors[f"adam.{part}.{name}"] = value.detach().contiguous()
+    tensors["tokens_since_fired"] = state.tokens_since_fired
+    with atomic_folder(folder) as temp:
+        save_file(tensors, temp / "state.safetensors")
+        facts = {"step": state.step, "variance": state.variance.hex(), "key": key}
+        write_json(temp / "checkpoint.json", {**facts, "coder": coder.config.model_dump(mode="json")})
+        write_manifest(temp, KIND)
+
+
+def load_checkpoint(folder: Path, key: str) -> tuple[CoderConfig, dict[str, Tensor], TrainState] | None:
+    """The checkpoint's coder config, tensors and state, or None where there is none.
+
+    Raises `CorruptError` for a damaged file and `ResumeError` where it belongs to another config or data.
+    """
+    if not (folder / MANIFEST).is_file():
+        return None
+    require_whole(folder, KIND, deep=True)
+    facts = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+    if facts["key"] != key:
+        raise ResumeError(
+            f"{folder}: was made by another training config or data (key {facts['key']}, now {key}); "
+            f"choose another run folder or remove this one"
+        )
+    tensors = load_file(folder / "state.safetensors")
+    state = TrainState(facts["step"], tensors.pop("tokens_since_fired"), float.fromhex(facts["variance"]))
+    return build(CoderConfig, facts["coder"], source=str(folder)), tensors, state
+
+
+def restore(coder: SparseCoder, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put weights and Adam's moments back."""
+    with torch.no_grad():
+        for name, p in coder.named_parameters():
+            p.copy_(tensors[f"coder.{name}"])
+            prefix = "adam."
+            parts = {
+                key[len(prefix) :].split(".", 1)[0]: value
+                for key, value in tensors.items()
+                if key.startswith(prefix) and key[len(prefix) :].split(".", 1)[1] == name
+            }
+            if parts:
+                optimiser.state[p] = {part: value.clone() for part, value in parts.items()}

@@ -1,0 +1,52 @@
+"""First weights: scale and centre from a first sample, so that training starts where the data is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unmix.coder.config import CoderConfig
+from unmix.coder.sparse_coder import SparseCoder
+from unmix.core.errors import NonFiniteError
+from unmix.train.config import OptimConfig
+from unmix.train.source import ActivationSource
+from unmix.train.spaces import inner_target
+
+
+@torch.no_grad()
+def initialise(config: CoderConfig, source: ActivationSource, optim: OptimConfig) -> tuple[SparseCoder, float]:
+    """A fresh coder with fixed scales so that E‖x‖ = √d, `b_dec` at the geometric median, and the loss's unit.
+
+    Returns `(coder, variance)`: the mean squared distance of a (scaled) target from the mean target.
+    Raises `NonFiniteError` where the sample holds NaN or infinity.
+    """
+    x, target = source.batch(0, min(optim.init_rows, source.n_rows))
+    if not bool(torch.isfinite(x).all() and torch.isfinite(target).all()):
+        raise NonFiniteError(f"{config.name}: the first activations hold NaN or infinity")
+    update: dict[str, float] = {}
+    if config.normalise.kind == "none":
+        update["input_scale"] = scale_of(x)
+        same = config.reads == config.writes
+        update["output_scale"] = 1.0 / (update["input_scale"] if same else scale_of(target))
+    coder = SparseCoder(config.model_copy(update=update), seed=optim.seed)
+    s, context = coder.prepare(x)
+    wanted = inner_target(coder.config, s, target, context)
+    coder.b_dec.copy_(geometric_median(wanted))
+    if coder.config.pre_bias == "own":
+        coder.b_pre.copy_(geometric_median(s))
+    variance = float((wanted - wanted.mean(0)).square().sum(-1).mean())
+    return coder, max(variance, 1e-12)
+
+
+def scale_of(x: Tensor) -> float:
+    """Factor that brings the mean norm of rows to √d."""
+    return float(x.shape[-1] ** 0.5 / x.norm(dim=-1).double().mean().clamp_min(1e-12))
+
+
+def geometric_median(x: Tensor, steps: int = 20) -> Tensor:
+    """The point [d] with the least summed distance to the rows of `x` (Weiszfeld's iteration)."""
+    guess = x.mean(0)
+    for _ in range(steps):
+        weights = 1.0 / (x - guess).norm(dim=-1, keepdim=True).clamp_min(1e-6)
+        guess = (x * weights).sum(0) / weights.sum()
+    return guess
