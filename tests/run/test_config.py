@@ -59,5 +59,5 @@ def test_places_that_are_no_run(tmp_path: Path) -> None:
         load_run(str(tmp_path / "nowhere.yaml"))
     with pytest.raises(ConfigError, match=r"is a folder without run\.yaml"):
         load_run(str(tmp_path))
-    with pytest.raises(ConfigError, match="no built-in run 'dmeo'. Did you mean 'demo'"):
+    with pytest.raises(ConfigError, match=r"no built-in run 'dmeo'. Did you mean 'demo'"):
         load_run("builtin:dmeo")

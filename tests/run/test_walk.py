@@ -96,7 +96,7 @@ def test_until_and_unknown_stage(tmp_path: Path) -> None:
     r = Recorder()
     walk(config(tmp_path), r.stages(), until="activations")
     assert r.calls == ["tokens", "activations"]
-    with pytest.raises(ConfigError, match="no stage 'trian'. Did you mean 'train'?"):
+    with pytest.raises(ConfigError, match=r"no stage 'trian'\. Did you mean 'train'\?"):
         walk(config(tmp_path), r.stages(), until="trian")
 
 

@@ -35,7 +35,7 @@ def operational(default: Any = ..., **kwargs: Any) -> Any:
     return Field(default, json_schema_extra={"operational": True}, **kwargs)
 
 
-_COUNT = re.compile(r"^\s*([0-9][0-9_,]*\.?[0-9]*(?:e[0-9]+)?)\s*([kKmMbBgG]?)\s*$")
+_COUNT = re.compile(r"^\s*([0-9][0-9_,]*\.?[0-9]*(?:[eE][0-9]+)?)\s*([kKmMbBgG]?)\s*$")
 _SCALE = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 
 
@@ -62,6 +62,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -123,20 +125,32 @@ def _describe(cls: type[BaseModel], problem: dict[str, Any]) -> str:
         return f"unknown field {dotted!r}. {did_you_mean(where[-1], owner.model_fields)}"
     if problem["type"] == "missing":
         return f"{dotted}: missing"
+    if problem["type"] == "union_tag_not_found":
+        return f"{dotted}.kind: missing"
+    if problem["type"] == "union_tag_invalid":
+        tag, allowed = str(problem["ctx"]["tag"]), re.findall(r"'([^']*)'", str(problem["ctx"]["expected_tags"]))
+        return f"{dotted}: unknown kind {tag!r}. {did_you_mean(tag, allowed)}"
     message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "value_error" and isinstance(problem.get("input"), dict):
+        # A check over several fields says itself what it found.
+        return f"{dotted}: {message}" if where else message
     shown = json.dumps(problem.get("input"), default=str)
     return f"{dotted}: {message} (found {shown[:120]})"
 
 
 def _model_at(cls: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
-    """The config class found by walking field names from `cls`, through optionals, unions, lists and dicts."""
+    """The config class found by walking field names from `cls`, through optionals, unions, lists and dicts.
+
+    Behind a tagged union stands the tag (`activation.topk.k`): it picks the member whose `kind` it is.
+    """
+    members: list[type[BaseModel]] = []
     for part in path:
         field = cls.model_fields.get(part)
-        if field is None:
-            continue
-        found = _models_in(field.annotation)
-        if found:
-            cls = found[0]
+        if field is not None:
+            members = _models_in(field.annotation) or members
+            cls = members[0] if members else cls
+        else:
+            cls = next((m for m in members if "kind" in m.model_fields and m.model_fields["kind"].default == part), cls)
     return cls
 
 

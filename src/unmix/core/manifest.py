@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from unmix.core.atomic import sha256_file, write_json
 from unmix.core.errors import CorruptError
@@ -51,22 +51,36 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise CorruptError(f"{path}: missing, so {folder} is not a whole {kind} folder; make it again")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CorruptError(f"{path}: not JSON ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("kind") != kind:
-        found = manifest.get("kind") if isinstance(manifest, dict) else type(manifest).__name__
-        raise CorruptError(f"{path}: kind is {found!r}, expected {kind!r}")
-    if manifest.get("schema") != SCHEMA:
-        raise CorruptError(f"{path}: schema {manifest.get('schema')!r}, this version reads {SCHEMA}")
+    manifest = _parse(path)
+    if manifest.get("kind") != kind:
+        raise CorruptError(f"{path}: kind is {manifest.get('kind')!r}, expected {kind!r}")
     return manifest
 
 
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CorruptError(f"{path}: missing") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CorruptError(f"{path}: not JSON ({error})") from error
+    if not isinstance(manifest, dict):
+        raise CorruptError(f"{path}: the top is {type(manifest).__name__}, expected an object")
+    tree = cast("dict[str, Any]", manifest)
+    if tree.get("schema") != SCHEMA:
+        raise CorruptError(f"{path}: schema {tree.get('schema')!r}, this version reads {SCHEMA}")
+    if not isinstance(tree.get("files"), dict):
+        raise CorruptError(f"{path}: lists no files")
+    return tree
+
+
 def verify_folder(folder: str | Path, deep: bool = True) -> list[Problem]:
-    """Every file that is missing, of another length or (with `deep`) of another hash. Empty is good."""
+    """Every file that is missing, of another length or (with `deep`) of another hash. Empty is good.
+
+    `CorruptError` where the manifest itself is missing or unreadable.
+    """
     folder = Path(folder)
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest = _parse(folder / MANIFEST)
     problems: list[Problem] = []
     for name, entry in manifest["files"].items():
         path = folder / name

@@ -7,6 +7,10 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 log = logging.getLogger("unmix")
 
@@ -46,30 +50,55 @@ class Task:
 
 
 class LiveTask(Task):
-    """A task drawn as a bar that redraws itself."""
+    """A task drawn as a bar of `rich`, which redraws itself."""
 
-    def __init__(self, name: str, total: float, unit: str, done: float = 0) -> None:
-        super().__init__(name, total, unit, done, every=0.2)
+    def __init__(self, bar: Progress, name: str, total: float, unit: str, done: float = 0) -> None:
+        super().__init__(name, total, unit, done, every=0.1)
+        self._bar = bar
+        self._id = bar.add_task(name, total=total, completed=done, left=clock(0), note="")
 
     def _show(self) -> None:
-        share = min(self.done / self.total, 1.0) if self.total else 1.0
-        bar = "█" * int(share * 24) + "░" * (24 - int(share * 24))
-        line = f"{self.name:<10} {bar} {share:4.0%}  {clock(self.left())} left  {self._note}"
-        sys.stderr.write("\r\x1b[2K" + line[:118])
-        sys.stderr.flush()
+        self._bar.update(self._id, completed=self.done, left=clock(self.left()), note=self._note)
 
 
 @contextmanager
 def task(name: str, total: float, unit: str = "tokens", done: float = 0) -> Generator[Task]:
     """Show progress of `name` towards `total` while inside."""
-    live = sys.stderr.isatty() and log.isEnabledFor(logging.INFO)
-    current = LiveTask(name, total, unit, done) if live else Task(name, total, unit, done)
+    if not (sys.stderr.isatty() and log.isEnabledFor(logging.INFO)):
+        yield Task(name, total, unit, done)
+        return
+    with _live_bar() as bar, _logs_above():
+        yield LiveTask(bar, name, total, unit, done)
+
+
+def _live_bar() -> Progress:
+    """A bar on stderr that is wiped when it is done. stdout goes through it only where that is a terminal too."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    return Progress(
+        TextColumn("{task.description:<10}", markup=False),
+        BarColumn(24),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[left]} left"),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+    )
+
+
+@contextmanager
+def _logs_above() -> Generator[None]:
+    """While a bar is drawn, log lines go through rich's stand-in for stderr, so that they land above the bar."""
+    kept = [(h, h.stream) for h in log.handlers if isinstance(h, logging.StreamHandler) and h.stream is sys.__stderr__]
+    for handler, _ in kept:
+        handler.setStream(sys.stderr)
     try:
-        yield current
+        yield
     finally:
-        if live:
-            sys.stderr.write("\r\x1b[2K")
-            sys.stderr.flush()
+        for handler, stream in kept:
+            handler.setStream(stream)
 
 
 def clock(seconds: float) -> str:

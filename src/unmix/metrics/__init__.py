@@ -12,7 +12,7 @@ from unmix.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from unmix.metrics.intervals import Estimate
-    from unmix.metrics.language import Language, TokenLosses, predictions, token_losses
+    from unmix.metrics.language import Language, TokenLosses, logits_rows, predictions, token_losses
     from unmix.metrics.reconstruction import Reconstruction
     from unmix.metrics.sparsity import Sparsity
 
@@ -22,6 +22,7 @@ __all__ = [
     "Reconstruction",
     "Sparsity",
     "TokenLosses",
+    "logits_rows",
     "predictions",
     "token_losses",
 ]
@@ -31,6 +32,7 @@ _exports = lazy_exports(
         "Estimate": "unmix.metrics.intervals",
         "Language": "unmix.metrics.language",
         "TokenLosses": "unmix.metrics.language",
+        "logits_rows": "unmix.metrics.language",
         "predictions": "unmix.metrics.language",
         "token_losses": "unmix.metrics.language",
         "Reconstruction": "unmix.metrics.reconstruction",

@@ -72,10 +72,10 @@ def evaluate(context: RunContext) -> None:
 
     spec = context.config.evaluate
     result = measure(context.coder, context.lm, context.shards, tokens=spec.tokens, batch=spec.batch)
-    write_json(context.evaluation_file, result.to_dict())
+    write_json(context.evaluation_file, result.as_dict())
 
 
-def open_store(context: RunContext):
+def open_store(context: RunContext) -> ActivationStore:
     """The cache where it is whole, else the live model."""
     from unmix.core.manifest import MANIFEST
     from unmix.train.store import CachedStore

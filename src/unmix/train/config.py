@@ -101,9 +101,9 @@ class OptimConfig(Config):
     lr: PositiveFloat = 8e-4
     """Peak learning rate of Adam."""
     betas: tuple[float, float] = (0.9, 0.999)
-    warmup: float = Field(0.05, ge=0, le=1)
+    warmup: float = Field(default=0.05, ge=0, le=1)
     """Share of the steps over which the learning rate rises linearly from 0."""
-    decay: float = Field(0.3, ge=0, le=1)
+    decay: float = Field(default=0.3, ge=0, le=1)
     """Share of the steps, at the end, over which it falls linearly to 0."""
     clip: NonNegativeFloat = 1.0
     """Largest norm of all gradients together; 0 for none."""

@@ -113,9 +113,10 @@ class Trainer:
         x, target = self.source.batch(self.state.step, self.config.batch)
         batch = self._forward(x, target)
         loss, values = total(self.terms, batch)
-        if not math.isfinite(float(loss)):
+        value = float(loss.detach())
+        if not math.isfinite(value):
             raise NonFiniteError(
-                f"{self.coder.name}: the loss is {float(loss)} at step {self.state.step + 1} "
+                f"{self.coder.name}: the loss is {value} at step {self.state.step + 1} "
                 f"(lr {self.config.lr:g}); nothing of this step was saved. A lower --train.lr usually helps."
             )
         factor = lr_factor(self.state.step, self.steps, self.config.warmup, self.config.decay)
@@ -132,7 +133,7 @@ class Trainer:
             normalise_decoder(self.coder)
         self._count(batch)
         return StepMetrics(
-            self.state.step, float(loss.detach()), values, float(batch.codes.l0().double().mean()),
+            self.state.step, value, values, float(batch.codes.l0().double().mean()),
             values["mse"], int(batch.dead.numel()), self.config.lr * factor,
         )  # fmt: skip
 

@@ -1,0 +1,73 @@
+"""Which text is taken, how much of it, and who may see which part."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from unmix.core.config import Config, Count, operational
+from unmix.core.policy import InputPolicy
+
+Role = Literal["train", "evaluate", "explain", "score"]
+
+ROLES: tuple[Role, ...] = ("train", "evaluate", "explain", "score")
+"""Every role, in the order of their numbers in `TokenShards.roles` (decision 14)."""
+
+
+def _default_roles() -> dict[Role, float]:
+    return {"train": 0.6, "evaluate": 0.1, "explain": 0.15, "score": 0.15}
+
+
+class DataConfig(Config):
+    """Text, token budget, context length and roles of one run."""
+
+    source: str = "builtin:python-docs"
+    """A text file (.txt .md .rst .jsonl .parquet; text and JSONL also .gz), a folder of them, `hf:NAME[/CONFIG]`, or
+    `builtin:python-docs`."""
+    column: str = "text"
+    """The column (key) that holds the text, where the source has columns."""
+    label_column: str | None = None
+    """A column whose value is kept beside each document, for example its title."""
+    split: str = "train"
+    """The split of a Hugging Face data set."""
+    tokens: Count = Field(default=700_000, gt=0)
+    """Tokens to take, all roles together; rounded down to whole contexts."""
+    context: int = Field(default=128, ge=2)
+    """Tokens in each context."""
+    roles: dict[Role, float] = Field(default_factory=_default_roles)
+    """The share of `tokens` that each role takes; the shares add up to 1."""
+    seed: int = 0
+    """Decides which document has which role."""
+    policy: InputPolicy = InputPolicy()
+    shard_tokens: Count = operational(2**25, gt=0)
+    """Tokens in one shard file, at most."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(share < 0 for share in self.roles.values()):
+            raise ValueError(f"roles must not be negative, found {self.roles}")
+        if not math.isclose(total := sum(self.roles.values()), 1.0, abs_tol=1e-6):
+            raise ValueError(f"roles must add up to 1, found {total:g} from {self.roles}")
+        for role, contexts in self.budgets().items():
+            if contexts == 0:
+                raise ValueError(
+                    f"tokens={self.tokens} leaves the role {role!r} (share {self.roles[role]:g}) "
+                    f"without one whole context of {self.context} tokens"
+                )
+        if self.policy.skip_first >= self.context:
+            raise ValueError(
+                f"policy.skip_first={self.policy.skip_first} masks every position of a context of {self.context}"
+            )
+        return self
+
+    def budgets(self) -> dict[Role, int]:
+        """Whole contexts of each role with a share, by largest remainder; their sum is `tokens // context`."""
+        total = self.tokens // self.context
+        exact: dict[Role, float] = {role: total * self.roles[role] for role in ROLES if self.roles.get(role, 0.0) > 0}
+        result: dict[Role, int] = {role: math.floor(share + 1e-9) for role, share in exact.items()}
+        by_remainder = sorted(exact, key=lambda role: result[role] - exact[role])
+        for role in by_remainder[: total - sum(result.values())]:
+            result[role] += 1
+        return result

@@ -1,0 +1,31 @@
+"""Documents from whatever `DataConfig.source` names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from unmix.core.errors import DataError
+from unmix.data.config import DataConfig
+from unmix.data.sources import SOURCES
+from unmix.data.sources.base import Document, Source
+from unmix.data.sources.lines import data_suffix
+
+ALLOWED = "a .txt, .md, .rst, .jsonl (each also .gz) or .parquet file, a folder of them, hf:NAME or builtin:python-docs"
+
+
+def find_source(config: DataConfig) -> Source:
+    """The source that `config.source` names, checked. `DataError` where it is missing, empty, binary or unknown."""
+    for name in SOURCES.names():
+        kind: type[Source] = SOURCES.get(name)
+        if kind.claims(config.source):
+            return kind(config)
+    path = Path(config.source).expanduser()
+    if not path.exists():
+        raise DataError(f"{config.source}: no such file or folder; expected {ALLOWED}")
+    raise DataError(f"{config.source}: unknown suffix {data_suffix(path)!r}; expected {ALLOWED}")
+
+
+def open_corpus(config: DataConfig) -> Iterator[Document]:
+    """The documents of `config.source`; the source is checked at this call, before the first document is asked for."""
+    return find_source(config).documents()

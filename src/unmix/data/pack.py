@@ -1,0 +1,111 @@
+"""Packing: one role's documents into contexts of exactly `context` tokens, and onto the disk.
+
+Files of a role: `ROLE-00000.npy …` (tokens, `[contexts, context]`), `ROLE.starts.npy` (where each document starts, in
+positions from the role's first), `ROLE.hashes.npy` (SHA-256 of each text), `ROLE.documents.jsonl` (source and label)
+and `ROLE.lines.npy` (the byte at which each of its lines starts).
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unmix.core.errors import DataError
+from unmix.core.policy import InputPolicy
+from unmix.data.sources.base import Document
+
+
+class RolePacker:
+    """Takes documents of one role until its budget of contexts is full. Memory: one shard.
+
+    Each document is followed by the separator; `bos="document"` puts BOS before each, `bos="context"` before each
+    context. What overshoots the budget, and a last context that is not full, is dropped.
+    """
+
+    def __init__(
+        self, folder: Path, role: str, contexts: int, context: int, policy: InputPolicy, dtype: Any, shard_tokens: int
+    ) -> None:
+        self.role, self.budget, self.context = role, contexts, context
+        self.contexts = 0
+        self.shards: list[dict[str, Any]] = []
+        self._folder, self._dtype, self._policy = folder, dtype, policy
+        self._lead = 1 if policy.bos == "context" else 0
+        self._shard_contexts = max(shard_tokens // context, 1)
+        self._held: list[np.ndarray] = []
+        self._length = 0
+        self._taken = 0
+        self._starts = array("q")
+        self._hashes = bytearray()
+        self._lines = array("q", [0])
+        self._documents = (folder / f"{role}.documents.jsonl").open("wb")
+
+    @property
+    def full(self) -> bool:
+        """Whether the role needs no more tokens."""
+        return self._taken >= self.budget * (self.context - self._lead)
+
+    def add(self, ids: list[int], document: Document, digest: bytes) -> int:
+        """Append one document of token ids; how many tokens it added (0 once full)."""
+        room = self.budget * (self.context - self._lead) - self._taken
+        if room <= 0:
+            return 0
+        self._note(document, digest)
+        first = [self._policy.bos_id] if self._policy.bos == "document" else []
+        try:
+            row = np.array([*first, *ids, self._policy.separator_id], dtype=self._dtype)[:room]
+        except OverflowError as error:
+            raise DataError(f"the tokenizer gave the id {max(ids)}, beyond its own vocabulary size") from error
+        self._held.append(row)
+        self._length += len(row)
+        self._taken += len(row)
+        if self._length >= self._shard_contexts * (self.context - self._lead):
+            self._flush()
+        return len(row)
+
+    def close(self) -> dict[str, Any]:
+        """Write what is left; the role's entry in the manifest."""
+        self._flush(last=True)
+        self._documents.close()
+        starts, lines = np.array(self._starts, dtype=np.int64), np.array(self._lines, dtype=np.int64)
+        kept = int(np.searchsorted(starts, self.contexts * self.context))
+        hashes = np.frombuffer(bytes(self._hashes), dtype=np.uint8).reshape(-1, 32)
+        for name, values in {"starts": starts[:kept], "lines": lines[: kept + 1], "hashes": hashes[:kept]}.items():
+            np.save(self._folder / f"{self.role}.{name}.npy", values)
+        return {"contexts": self.contexts, "documents": kept, "shards": self.shards}
+
+    def abandon(self) -> None:
+        """Close the open file without finishing."""
+        self._documents.close()
+
+    def _note(self, document: Document, digest: bytes) -> None:
+        """Remember where a document starts; at the start of a context it owns the BOS before it."""
+        whole, inside = divmod(self._taken, self.context - self._lead)
+        self._starts.append(whole * self.context + (inside + self._lead if inside else 0))
+        self._hashes += digest
+        line = json.dumps({"source": document.source, "label": document.label}, ensure_ascii=False)
+        self._lines.append(self._lines[-1] + self._documents.write(line.encode() + b"\n"))
+
+    def _flush(self, last: bool = False) -> None:
+        """Write the whole shards held, and with `last` the contexts after them."""
+        if not self._held:
+            return
+        payload = self.context - self._lead
+        stream = np.concatenate(self._held)
+        rows = stream[: len(stream) // payload * payload].reshape(-1, payload)
+        count = len(rows) if last else len(rows) // self._shard_contexts * self._shard_contexts
+        for start in range(0, count, self._shard_contexts):
+            self._write(rows[start : min(start + self._shard_contexts, count)])
+        rest = stream[count * payload :].copy()
+        self._held, self._length = [rest], len(rest)
+
+    def _write(self, rows: np.ndarray) -> None:
+        name = f"{self.role}-{len(self.shards):05d}.npy"
+        if self._lead:
+            rows = np.concatenate([np.full((len(rows), 1), self._policy.bos_id, dtype=rows.dtype), rows], axis=1)
+        np.save(self._folder / name, rows)
+        self.shards.append({"file": name, "contexts": len(rows)})
+        self.contexts += len(rows)

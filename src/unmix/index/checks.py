@@ -1,0 +1,162 @@
+"""What the writer asks of its input, checked before any of it is used; the one place that meets torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64, Integer
+
+from unmix.core.errors import ConfigError, NonFiniteError
+from unmix.core.seeds import slug
+from unmix.index.layout import RESERVED, SEGMENT_TOKENS
+
+
+@runtime_checkable
+class CodesLike(Protocol):
+    """What the writer reads of `unmix.coder.codes.Codes`: CSR tensors or arrays, rows = contexts × positions."""
+
+    @property
+    def indices(self) -> Any: ...
+    @property
+    def values(self) -> Any: ...
+    @property
+    def offsets(self) -> Any: ...
+    @property
+    def n_latents(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Postings:
+    """The entries of a batch that count: non-zero, at unmasked positions, in order of row."""
+
+    rows: Int64[np.ndarray, " n"]
+    latents: Integer[np.ndarray, " n"]
+    values: Float32[np.ndarray, " n"]
+
+
+def check_batch(
+    tokens: np.ndarray,
+    roles: np.ndarray,
+    documents: np.ndarray,
+    mask: np.ndarray,
+    context: int,
+    vocab_size: int | None,
+    role_names: Sequence[str],
+) -> None:
+    """`ConfigError` where a batch's arrays do not have the shapes, kinds and ranges of `IndexWriter.add`."""
+    shape = (len(tokens), context)
+    given = {
+        "tokens": (tokens, shape, "iu"),
+        "documents": (documents, shape, "iu"),
+        "mask": (mask, shape, "b"),
+        "roles": (roles, shape[:1], "iu"),
+    }
+    for what, (array, expected, kinds) in given.items():
+        if array.shape != expected:
+            raise ConfigError(f"{what} is {list(array.shape)}, expected {list(expected)}")
+        if array.dtype.kind not in kinds:
+            raise ConfigError(f"{what} is {array.dtype}, expected {'bool' if kinds == 'b' else 'integers'}")
+    _check_range("token id", tokens, 2**32 if vocab_size is None else vocab_size, "the vocabulary's size")
+    _check_range("role", roles, len(role_names), f"the number of roles ({', '.join(role_names)})")
+    _check_range("document id", documents, 2**31, "2^31")
+
+
+def check_coders(codes: Mapping[str, CodesLike], latents: Mapping[str, int]) -> None:
+    """`ConfigError` where the codes are not those of the coders that the writer was made for."""
+    if set(codes) != set(latents):
+        raise ConfigError(f"codes were given for the coders {sorted(codes)}, expected {sorted(latents)}")
+    for name, n_latents in latents.items():
+        if codes[name].n_latents != n_latents:
+            raise ConfigError(f"codes of {name!r} have {codes[name].n_latents} latents, expected {n_latents}")
+
+
+def take_postings(
+    name: str, codes: CodesLike, n_latents: int, mask: Bool[np.ndarray, "batch context"], base: int
+) -> Postings:
+    """The entries that count. `base` is the batch's first global position, for messages.
+
+    Raises:
+        ConfigError: offsets or latent ids that cannot be, or one latent twice at a position.
+        NonFiniteError: a value that is NaN or infinite in float32.
+    """
+    latents, values, offsets = (_numpy(x) for x in (codes.indices, codes.values, codes.offsets))
+    if len(offsets) != mask.size + 1 or offsets[-1] != len(latents) or len(values) != len(latents):
+        raise ConfigError(
+            f"codes of {name!r} have {len(offsets) - 1} rows, {len(latents)} indices and {len(values)} values, "
+            f"expected {mask.size} rows and as many entries as offsets[-1]"
+        )
+    if offsets[0] != 0 or (np.diff(offsets) < 0).any():
+        raise ConfigError(f"codes of {name!r}: offsets must start at 0 and never fall")
+    _check_range(f"latent id of {name!r}", latents, n_latents, "the number of latents")
+    rows = np.repeat(np.arange(mask.size), np.diff(offsets))
+    with np.errstate(over="ignore", under="ignore"):
+        values = values.astype(np.float32)
+    keep = mask.reshape(-1)[rows] & (values != 0)
+    if not keep.all():
+        rows, latents, values = rows[keep], latents[keep], values[keep]
+    _check_values(name, rows, latents, values, base)
+    _check_once(name, rows, latents, n_latents, base)
+    return Postings(rows, latents, values)
+
+
+def _check_values(name: str, rows: np.ndarray, latents: np.ndarray, values: np.ndarray, base: int) -> None:
+    finite = np.isfinite(values)
+    if not finite.all():
+        bad = int(np.argmin(finite))
+        where = f"latent {latents[bad]} of {name!r} at position {base + rows[bad]}"
+        raise NonFiniteError(f"{where}: the value is {values[bad]}; nothing of this batch was indexed")
+
+
+def _check_once(name: str, rows: np.ndarray, latents: np.ndarray, n_latents: int, base: int) -> None:
+    keys = rows * n_latents + latents
+    if (np.diff(keys) <= 0).any():
+        keys = np.sort(keys)
+        twice = np.flatnonzero(np.diff(keys) == 0)
+        if len(twice):
+            row, latent = divmod(int(keys[twice[0]]), n_latents)
+            raise ConfigError(f"latent {latent} of {name!r} comes twice at position {base + row}")
+
+
+def _numpy(x: Any) -> np.ndarray:
+    """A tensor or array as a NumPy array; bfloat16 becomes float32. The only place that meets torch."""
+    if isinstance(x, np.ndarray):
+        return x
+    x = x.detach().cpu()
+    return (x.float() if x.is_floating_point() else x).numpy()
+
+
+def _check_range(what: str, array: np.ndarray, limit: int, meaning: str) -> None:
+    if array.size and (int(array.min()) < 0 or int(array.max()) >= limit):
+        worst = int(array.min()) if int(array.min()) < 0 else int(array.max())
+        raise ConfigError(f"{what} {worst} is out of range: it must be 0 or more and below {limit}, {meaning}")
+
+
+def check_sizes(context: int, roles: Sequence[str], budget_bytes: int, segment_tokens: int) -> None:
+    if context < 1:
+        raise ConfigError(f"context is {context}, expected at least 1")
+    if not roles or len(set(roles)) != len(roles) or len(roles) > 256:
+        raise ConfigError(f"roles are {list(roles)}, expected 1 to 256 different names")
+    if budget_bytes < 1:
+        raise ConfigError(f"budget_bytes is {budget_bytes}, expected at least 1")
+    if not context <= segment_tokens <= SEGMENT_TOKENS:
+        raise ConfigError(f"segment_tokens is {segment_tokens}, expected {context} (one context) to 2^32")
+
+
+def coder_folders(latents: Mapping[str, int]) -> dict[str, str]:
+    if not latents:
+        raise ConfigError("an index needs at least one coder")
+    folders: dict[str, str] = {}
+    for name, n in latents.items():
+        folder = slug(name)
+        if n < 1:
+            raise ConfigError(f"coder {name!r} has {n} latents, expected at least 1")
+        if folder in RESERVED or folder == "manifest.json":
+            raise ConfigError(f"coder name {name!r} is taken by a file of the index")
+        if folder.lower() in {other.lower() for other in folders.values()}:
+            other = next(o for o, f in folders.items() if f.lower() == folder.lower())
+            raise ConfigError(f"coders {other!r} and {name!r} would share the folder {folder!r}; rename one")
+        folders[name] = folder
+    return folders

@@ -1,0 +1,285 @@
+"""LanguageModel: a loaded model with its hooks, capture, logits and the splice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from unmix.core.errors import ModelError
+from unmix.core.policy import InputPolicy, ModelFingerprint
+from unmix.lm import tokens as text
+from unmix.lm.bound import BoundModel
+from unmix.lm.capture import capture, measure_width
+from unmix.lm.fingerprint import fingerprint
+from unmix.lm.forward import Edit, RunOutput, as_inputs, attach_read, attach_write, forward_parameters, run
+from unmix.lm.hooks import HookNames
+from unmix.lm.intervene import Intervention
+from unmix.lm.packing import Method, find_method
+from unmix.lm.points import Hook, Points, find_arch
+from unmix.lm.sites import Pass
+from unmix.lm.splice import Coder, ErrorMode, make_bindings, name_coders
+
+
+class LanguageModel:
+    """A Hugging Face language model, or any `nn.Module`, with names for the places inside it.
+
+    A module without a Hugging Face config has module-path hooks only, takes whatever its `forward` takes, and has
+    `d_model`, `n_layers` and `vocab_size` 0.
+    """
+
+    def __init__(self, model: nn.Module, name: str, tokenizer: Any = None) -> None:
+        self.model = model
+        self.name = name
+        self._tokenizer = tokenizer
+        self._arch = find_arch(model)
+        self.names = HookNames(model, None if self._arch is None else Points(model, self._arch))
+        self.forward_parameters = forward_parameters(model)
+        self._widths: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        """One line: name, sizes, dtype, device."""
+        return (
+            f"LanguageModel({self.name!r}, {self.n_layers} layers, d_model {self.d_model}, "
+            f"{str(self.dtype).removeprefix('torch.')} on {self.device})"
+        )
+
+    @property
+    def is_transformers(self) -> bool:
+        """Whether this is a Hugging Face language model whose parts have known roles."""
+        return self._arch is not None
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether inputs are token ids (else whatever the module's own `forward` takes)."""
+        return self._arch is not None or self._tokenizer is not None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer; `ModelError` where the model came without one."""
+        if self._tokenizer is None:
+            raise ModelError(f"{self.name} came without a tokenizer: give token ids, or load_model(..., tokenizer=)")
+        return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether text can be encoded."""
+        return self._tokenizer is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """dtype of the weights."""
+        return next((p.dtype for p in self.model.parameters()), torch.float32)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return 0 if self._arch is None else self._arch.d_model
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return 0 if self._arch is None else self._arch.n_layers
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Rows of the embedding; can exceed the tokenizer's length by padding rows."""
+        if self._arch is None:
+            return 0 if self._tokenizer is None else len(self._tokenizer)
+        weight = getattr(self._arch.embed, "weight", None)
+        return int(weight.shape[0]) if isinstance(weight, Tensor) else self._arch.vocab_size
+
+    @property
+    def max_context(self) -> int | None:
+        """Longest context in tokens that the model says it takes; `None` where it says nothing."""
+        config: Any = getattr(self.model, "config", None)
+        found = getattr(config, "max_position_embeddings", None)
+        return int(found) if isinstance(found, int) and found > 0 else None
+
+    @property
+    def sliding_window(self) -> int | None:
+        """How far back some or all layers attend, in tokens; `None` where all attend to everything."""
+        return None if self._arch is None else self._arch.quirks.sliding_window
+
+    @cached_property
+    def packing(self) -> Method:
+        """How packed documents are kept apart in this model; found out on first use."""
+        return find_method(self) if self._arch is not None else "none"
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a generated text."""
+        config: Any = getattr(self.model, "generation_config", None)
+        found = getattr(config, "eos_token_id", None)
+        if found is None and self._tokenizer is not None:
+            found = self._tokenizer.eos_token_id
+        if found is None:
+            return ()
+        return tuple(found) if isinstance(found, (list, tuple)) else (int(found),)
+
+    @cached_property
+    def fingerprint(self) -> ModelFingerprint:
+        """Name, family, sizes and a hash of the weights."""
+        return fingerprint(self.model, self.name, self.n_layers, self.d_model, self.vocab_size)
+
+    # hooks -----------------------------------------------------------------------------------------------------
+
+    def hook(self, spec: str) -> Hook:
+        """The place that `spec` names (canonical or alias); `ModelError` with the nearest real names."""
+        return self.names.resolve(spec)
+
+    def hooks(self) -> list[str]:
+        """Canonical names of every place, in the order of the forward pass."""
+        return self.names.names()
+
+    def width(self, hook: str) -> int:
+        """Size of the last dimension at a hook; found by running one token that far, once."""
+        found = self.hook(hook)
+        if found.name not in self._widths:
+            self._widths[found.name] = measure_width(self, found)
+        return self._widths[found.name]
+
+    @property
+    def last_hook(self) -> str:
+        """The stream after the last block: what `unembed` takes."""
+        if self._arch is None:
+            raise ModelError(f"{self.name} has no blocks")
+        return f"blocks.{self.n_layers - 1}.resid_post"
+
+    # text ------------------------------------------------------------------------------------------------------
+
+    def encode_text(self, string: str, policy: InputPolicy | None = None) -> Int[Tensor, " pos"]:
+        """Token ids of a text; special tokens come from `policy` alone (default: a BOS where there is one)."""
+        return text.encode_text(self.tokenizer, string, policy or text.default_policy(self.tokenizer))
+
+    def decode(self, ids: Tensor | Sequence[int]) -> str:
+        """The text of token ids, special tokens included, spaces as they are."""
+        listed = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        return str(self.tokenizer.decode(listed, clean_up_tokenization_spaces=False))
+
+    def token_strings(self, ids: Tensor | Iterable[int]) -> list[str]:
+        """One display string per id: exact spaces and newlines, partial characters as `\\xE2`."""
+        return self._strings(ids.reshape(-1).tolist() if isinstance(ids, Tensor) else ids)
+
+    @cached_property
+    def _strings(self) -> text.TokenStrings:
+        return text.TokenStrings(self.tokenizer)
+
+    # passes ----------------------------------------------------------------------------------------------------
+
+    def capture(
+        self,
+        inputs: Any,
+        hooks: str | Sequence[str],
+        policy: InputPolicy | None = None,
+        positions: Tensor | Sequence[int] | None = None,
+        documents: Any = None,
+    ) -> dict[str, Tensor]:
+        """Activations at several hooks in one pass: {name as given: [batch, pos, d]}, without gradients.
+
+        The pass ends at the last hook needed and keeps nothing else. `inputs`: a text (encoded under `policy`) or
+        token ids [pos] or [batch, pos]. `positions`: places [n] → [batch, n, d], or a bool mask [batch, pos] →
+        [kept, d]. `documents` [batch, pos]: ids of packed documents; where `policy` is absent or keeps them apart
+        (`attend_across: false`), tokens attend only inside their own and positions restart in each.
+        Values are in the model's dtype. Raises `ModelError`: unknown hooks or inputs that do not fit.
+        """
+        return capture(self, inputs, hooks, policy, positions, documents)
+
+    @torch.no_grad()
+    def logits(self, tokens: Int[Tensor, "batch pos"], documents: Any = None) -> Float[Tensor, "batch pos vocab"]:
+        """Logits of the bare model, without gradients; documents, where given, are kept apart."""
+        found = self.run(tokens, documents=documents).logits
+        if found is None:
+            raise ModelError(f"{self.name} returned no logits")
+        return found
+
+    def run(
+        self,
+        inputs: Any,
+        edits: Mapping[str, Edit] | None = None,
+        capture: Sequence[str] = (),
+        documents: Any = None,
+        *,
+        logits: bool = True,
+    ) -> RunOutput:
+        """One pass with activations replaced: the low-level splice. Gradients follow the caller's grad mode.
+
+        `edits` maps a hook to a function from its activation [batch, pos, d] to a replacement of that shape (any
+        dtype). A hook in `capture` gives the activation as it flows on, after edits. With `logits=False` the pass
+        ends after the last hook; `run(..., capture=[lm.last_hook], logits=False)` with `unembed` on slices avoids
+        holding [batch, pos, vocab] whole.
+        """
+        edited = {self.hook(spec): edit for spec, edit in (edits or {}).items()}
+        wanted = {spec: self.hook(spec) for spec in capture}
+        activations: dict[str, Tensor] = {}
+
+        def prepare(current: Pass) -> None:
+            for hook, edit in edited.items():
+                attach_write(current, hook, edit)
+            for spec, hook in wanted.items():
+                attach_read(current, hook, lambda x, spec=spec: activations.__setitem__(spec, x))
+
+        found, _ = run(self, as_inputs(self, inputs), prepare, documents=documents, logits=logits)
+        return RunOutput(found, activations)
+
+    def spliced_logits(
+        self, tokens: Int[Tensor, "batch pos"], edits: Mapping[str, Edit], documents: Any = None
+    ) -> Float[Tensor, "batch pos vocab"]:
+        """Logits with each hook's activation replaced by `edits[hook](activation)`; gradients as the caller's."""
+        found = self.run(tokens, edits, documents=documents).logits
+        if found is None:
+            raise ModelError(f"{self.name} returned no logits")
+        return found
+
+    def unembed(self, x: Float[Tensor, "*leading d"]) -> Float[Tensor, "*leading vocab"]:
+        """Logits of the stream after the last block: final norm, head, and the family's scale and soft cap."""
+        arch = self._require_arch()
+        norm = Points(self.model, arch).final_norm()
+        x = x.to(self.dtype)
+        x = x if norm is None else norm(x)
+        project: Callable[[Tensor], Tensor] | None = getattr(arch.trunk, "project_out", None)
+        x = x if project is None else project(x)
+        logits = arch.lm_head(x)
+        scale, cap = arch.quirks.logit_multiplier, arch.quirks.final_logit_softcapping
+        logits = logits if scale is None else logits * scale
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @property
+    def unembedding(self) -> Float[Tensor, "vocab d"]:
+        """The head's weight."""
+        return self._require_arch().lm_head.get_parameter("weight").detach()
+
+    @contextmanager
+    def bind(
+        self,
+        coders: Coder | Mapping[str, Coder] | Sequence[Coder],
+        error: ErrorMode = "drop",
+        interventions: Sequence[Intervention] = (),
+    ) -> Generator[BoundModel]:
+        """Coders in place of the activations they read and write, for every call of the model this gives.
+
+        `error="drop"`: reconstructions replace activations. `"keep"`: the error of the reconstruction is added back
+        as a constant, so that only interventions change anything. `interventions` hold for every pass inside.
+        Other bindings, nested or in other threads, are not disturbed. Raises `ModelError` before anything runs
+        where a coder does not fit.
+        """
+        bound = BoundModel(self, make_bindings(self, name_coders(coders)), error, interventions)
+        try:
+            yield bound
+        finally:
+            bound.close()
+
+    def _require_arch(self) -> Any:
+        if self._arch is None:
+            raise ModelError(f"{self.name} is not a Hugging Face language model whose head is known")
+        return self._arch
