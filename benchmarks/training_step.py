@@ -96,9 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--shape", action="append", help="d,F,k,tokens (may be repeated)")
-    parser.add_argument(
-        "--only", default="", help=f"some of: {', '.join(entry.name for entry in ENTRIES)}"
-    )
+    parser.add_argument("--only", default="", help=f"some of: {', '.join(entry.name for entry in ENTRIES)}")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's choice")
     parser.add_argument("--json", type=Path, help="write every single measurement here too")
     options = parser.parse_args()

@@ -43,8 +43,8 @@ def blocks() -> list[Block]:
     found: list[Block] = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for match in re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```\s*$", text, flags=re.MULTILINE | re.DOTALL):
-            found.append(Block(page, text[: match.start()].count("\n") + 2, match[1], match[2]))
+        fences = re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```\s*$", text, flags=re.MULTILINE | re.DOTALL)
+        found += [Block(page, text[: fence.start()].count("\n") + 2, fence[1], fence[2]) for fence in fences]
     return found
 
 

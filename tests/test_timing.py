@@ -43,7 +43,7 @@ def test_a_spread_is_a_median_with_its_tenths() -> None:
 
 def test_rounds_must_match() -> None:
     """A contestant that missed a round is an error, not a shorter list."""
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         speedup({"a": [1.0], "b": [1.0, 2.0]}, "a", "b")
 
 

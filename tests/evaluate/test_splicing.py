@@ -261,6 +261,39 @@ def test_local_metrics_from_cached_activations(lm, tokens):
         evaluate({"a": coder, "b": coder}, lm, tokens, activations=rows)
 
 
+@pytest.mark.parametrize("attend_across", [True, False])
+def test_packed_shards(tmp_path, prose, tiny_tokenizer, attend_across):
+    """Real shards: the role asked for, the shards' mask, documents kept apart where the policy says so."""
+    from unmix.data.config import DataConfig
+    from unmix.data.tokenise import tokenise
+
+    text = tmp_path / "text"
+    text.mkdir()
+    for i, paragraph in enumerate(prose):
+        (text / f"{i}.txt").write_text(paragraph[:300])
+    policy = InputPolicy(attend_across=attend_across, skip_first=2)
+    config = DataConfig(source=str(text), tokens=1200, context=24, policy=policy)
+    shards = tokenise(config, tiny_tokenizer, tmp_path / "shards", progress=False)
+    model = LanguageModel(llama(vocab_size=600), "tiny")
+    result = evaluate(with_policy(perfect(), policy), model, shards, role="score")
+    ids = shards.contexts_of("score")
+    assert result.settings["contexts"] == len(ids) and result.settings["data"]["hash"] == shards.hash
+    assert result.settings["tokens_counted"] == 22 * len(ids) and result.settings["predictions"] == 21 * len(ids)
+    assert result.settings["policy_is_the_coders"] is True  # ids left open in the coder's agree with any
+    assert result.value("ce_spliced") == result.value("ce_orig")
+    tokens = torch.from_numpy(shards.tokens(ids)).long()
+    logits = model.logits(tokens, None if attend_across else shards.documents(ids))
+    ce = torch.nn.functional.cross_entropy(logits[:, 2:-1].reshape(-1, 600), tokens[:, 3:].reshape(-1))
+    assert result.value("ce_orig") == pytest.approx(float(ce), abs=1e-5)
+
+
+def test_bfloat16_model_and_perfect_coder(tokens):
+    result = evaluate(perfect(), LanguageModel(llama().bfloat16(), "half"), tokens)
+    assert result.settings["model"]["dtype"] == "bfloat16" and result.settings["coder"]["dtype"] == "float32"
+    assert result.value("ce_spliced") == result.value("ce_orig")
+    assert result.value("fvu") == pytest.approx(0.0, abs=1e-12)
+
+
 def test_policy_of_others_is_said(lm, tokens, caplog):
     from unmix.evaluate.contexts import TokenTensor
 

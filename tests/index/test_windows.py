@@ -234,6 +234,15 @@ def test_windows_carry_token_strings(tmp_path: Path) -> None:
     assert write(tmp_path / "j", stream)[0].top(1)[0].strings is None
 
 
+def test_a_notebook_shows_hostile_tokens_as_text(tmp_path: Path) -> None:
+    stream = make_stream(6)
+    index = write(tmp_path / "i", stream, vocab=["<script>alert(1)</script>"] * 7)
+    shown = index[0]._repr_html_()
+    assert "<script" not in shown and "&lt;script&gt;" in shown
+    assert shown.count("<div") == 1 + len(index[0].top(5)) and "&lt;latent 0 of &#x27;a&#x27;" in shown
+    assert "&lt;3&gt;" in "".join(latent._repr_html_() for latent in write(tmp_path / "j", stream)["a"])
+
+
 def test_misspelt_arguments(rich: tuple[Stream, LatentIndex]) -> None:
     latent = rich[1][0]
     for call, message in [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from index.oracle import ArrayCodes, Stream, feed, make_stream, streams, write
 from unmix.coder.codes import Codes
-from unmix.core.errors import ConfigError, CorruptError, DataError, NonFiniteError, ResumeError
+from unmix.core.errors import ConfigError, CorruptError, DataError, MachineError, NonFiniteError, ResumeError
 from unmix.data.config import ROLES
 from unmix.index.reader import open_index
 from unmix.index.writer import IndexWriter
@@ -270,6 +271,17 @@ def test_a_failure_while_closing_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr("unmix.index.writer.write_manifest", broken)
     with pytest.raises(Exception, match="no space"):
+        write(tmp_path / "i", make_stream(7))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("module", ["writer", "spill", "merge"])
+def test_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(f"unmix.index.{module}.{'save_raw' if module == 'spill' else 'write_raw'}", full)
+    with pytest.raises(MachineError, match=r"cannot write .*: the disk is full"):
         write(tmp_path / "i", make_stream(7))
     assert not list(tmp_path.iterdir())
 

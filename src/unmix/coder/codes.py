@@ -86,7 +86,8 @@ class Codes:
         return self.indices.view(shape), self.values.view(shape)
 
     def row(self, i: int) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
-        """`(indices, values)` of one token."""
+        """`(indices, values)` of one token; `IndexError` where there is no such row."""
+        i = range(self.rows)[i]
         start, end = int(self.offsets[i]), int(self.offsets[i + 1])
         return self.indices[start:end], self.values[start:end]
 
@@ -118,9 +119,14 @@ class Codes:
         )  # fmt: skip
 
     def select(self, rows: Tensor) -> Codes:
-        """Codes of some rows: a bool mask over rows or a tensor of row ids. The result has one leading dimension."""
+        """Codes of some rows: a bool mask over rows or a tensor of row ids. The result has one leading dimension.
+
+        `ValueError` where a mask is not of `rows` entries, `IndexError` for an id that is no row.
+        """
+        if rows.dtype == torch.bool and rows.numel() != self.rows:
+            raise ValueError(f"a mask of {rows.numel()} entries cannot select from {self.rows} rows")
         ids = rows.reshape(-1).nonzero().squeeze(-1) if rows.dtype == torch.bool else rows.reshape(-1).long()
-        context = {k: v.reshape(self.rows, -1)[ids] for k, v in self.context.items()}
+        context = {k: v.reshape(self.rows, v.shape[-1])[ids] for k, v in self.context.items()}
         if self.uniform_k is not None:
             indices, values = self.topk_view()
             offsets = torch.arange(len(ids) + 1, device=ids.device, dtype=torch.int64) * self.uniform_k
@@ -131,7 +137,7 @@ class Codes:
         lengths = self.offsets.diff()[ids]
         offsets = offsets_of(lengths)
         within = torch.arange(int(offsets[-1]), device=ids.device) - offsets[:-1].repeat_interleave(lengths)
-        entries = self.offsets[ids].repeat_interleave(lengths) + within
+        entries = self.offsets[:-1][ids].repeat_interleave(lengths) + within
         return replace(
             self, indices=self.indices[entries], values=self.values[entries], offsets=offsets,
             leading=(len(ids),), context=context,
@@ -158,8 +164,17 @@ class Codes:
         """Raise `ValueError` where the layout's promises do not hold (for tests and foreign codes)."""
         if math.prod(self.leading) != self.rows:
             raise ValueError(f"leading {self.leading} does not hold {self.rows} rows")
-        if int(self.offsets[-1]) != self.nnz or int(self.offsets[0]) != 0:
-            raise ValueError(f"offsets end at {int(self.offsets[-1])}, expected {self.nnz}")
+        if int(self.offsets[0]) != 0 or int(self.offsets[-1]) != self.nnz:
+            raise ValueError(
+                f"offsets run from {int(self.offsets[0])} to {int(self.offsets[-1])}, expected 0 to {self.nnz}"
+            )
+        lengths = self.offsets.diff()
+        if bool((lengths < 0).any()):
+            raise ValueError("offsets fall")
+        if self.uniform_k is not None and bool((lengths != self.uniform_k).any()):
+            raise ValueError(f"a row does not hold uniform_k = {self.uniform_k} entries")
+        if self.values.shape[0] != self.nnz:
+            raise ValueError(f"{self.values.shape[0]} values for {self.nnz} latent ids")
         rows, ids = self.token_rows(), self.indices.long()
         keys = rows * self.n_latents + ids
         if self.nnz and (int(ids.min()) < 0 or int(ids.max()) >= self.n_latents):

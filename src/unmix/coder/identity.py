@@ -17,9 +17,11 @@ class IdentityCoder(SparseCoder):
     """
 
     def __init__(self, hook: str, width: int, basis: Float[Tensor, "width width"] | None = None) -> None:
-        """`basis` rows must be orthonormal to 1e-4 (`ValueError` otherwise)."""
+        """`basis` must be square, its rows orthonormal to 1e-4 (`ValueError` otherwise)."""
         rows = torch.eye(width) if basis is None else basis
-        if not torch.allclose(rows @ rows.T, torch.eye(len(rows), dtype=rows.dtype), atol=1e-4):
+        if rows.shape != (width, width):
+            raise ValueError(f"basis is {list(rows.shape)}, expected [{width}, {width}]")
+        if not torch.allclose(rows @ rows.T, torch.eye(width, dtype=rows.dtype, device=rows.device), atol=1e-4):
             raise ValueError("basis rows are not orthonormal")
         config = CoderConfig(
             name="", reads=(hook,), d_in=width, n_latents=width, activation=Identity(), pre_bias="none"

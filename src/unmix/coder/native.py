@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from unmix.coder.config import CoderConfig
 from unmix.coder.sparse_coder import SparseCoder
 from unmix.core.atomic import atomic_folder, write_json
 from unmix.core.config import build
 from unmix.core.errors import ConfigError, CorruptError, FormatError, NonFiniteError
-from unmix.core.manifest import MANIFEST, require_whole, write_manifest
+from unmix.core.manifest import MANIFEST, refuse_foreign, require_whole, write_manifest
 
 KIND = "coder"
 CONFIG = "config.json"
@@ -23,11 +24,16 @@ FORMAT = "unmix-1"
 
 
 def save_native(coder: SparseCoder, folder: str | Path) -> None:
-    """Write `coder` to `folder`, replacing a whole older one. `NonFiniteError` before anything is written."""
+    """Write `coder` to `folder`, replacing an older coder whole.
+
+    Before anything is written: `NonFiniteError` for NaN or infinity in the weights, `ConfigError` where `folder` holds
+    anything but an older coder.
+    """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in coder.state_dict().items()}
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor).all()):
             raise NonFiniteError(f"{coder.name}: {name} holds NaN or infinity; nothing was saved")
+    refuse_foreign(folder, KIND)
     with atomic_folder(folder) as temp:
         write_json(temp / CONFIG, {"format": FORMAT, **coder.config.model_dump(mode="json")})
         save_file(state, temp / WEIGHTS, metadata={"format": FORMAT})
@@ -41,8 +47,11 @@ def read_native_config(folder: str | Path) -> CoderConfig:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise FormatError(f"{path}: cannot be read as a coder's config ({error})") from error
-    if not isinstance(tree, dict) or tree.pop("format", None) != FORMAT:
-        raise FormatError(f"{path}: not a native coder config (no format {FORMAT!r})")
+    found = tree.pop("format", None) if isinstance(tree, dict) else None
+    if found is None:
+        raise FormatError(f"{path}: not a native coder config (no field 'format')")
+    if found != FORMAT:
+        raise FormatError(f"{path}: format {found!r}, this version reads {FORMAT!r}")
     try:
         return build(CoderConfig, tree, source=str(path))
     except ConfigError as error:
@@ -60,16 +69,25 @@ def load_native(folder: str | Path, device: torch.device | str = "cpu") -> Spars
     except (OSError, SafetensorError) as error:
         raise CorruptError(f"{folder / WEIGHTS}: cannot be read ({error})") from error
     coder = SparseCoder(config)
-    expected = coder.state_dict()
-    for name in expected.keys() | state.keys():
-        if name not in state or name not in expected:
-            fault = "missing" if name not in state else "unknown"
-            raise FormatError(f"{folder / WEIGHTS}: tensor {name} is {fault}; expected {', '.join(sorted(expected))}")
-        if state[name].shape != expected[name].shape:
-            raise FormatError(
-                f"{folder / WEIGHTS}: {name} is {list(state[name].shape)}, expected {list(expected[name].shape)} "
-                f"(d_in={config.d_in}, d_out={config.d_out}, n_latents={config.n_latents})"
-            )
+    _check_state(state, coder, folder / WEIGHTS)
     coder = coder.to(dtype=state["W_dec"].dtype, device=device)
     coder.load_state_dict(state)
     return coder.eval()
+
+
+def _check_state(state: dict[str, Tensor], coder: SparseCoder, path: Path) -> None:
+    """`FormatError` where the tensors read from `path` are not the parameters of `coder`, in one floating dtype."""
+    config, expected = coder.config, coder.state_dict()
+    for name in sorted(expected.keys() | state.keys()):
+        if name not in state or name not in expected:
+            fault = "missing" if name not in state else "unknown"
+            raise FormatError(f"{path}: tensor {name} is {fault}; expected {', '.join(sorted(expected))}")
+        if state[name].shape != expected[name].shape:
+            raise FormatError(
+                f"{path}: {name} is {list(state[name].shape)}, expected {list(expected[name].shape)} "
+                f"(d_in={config.d_in}, d_out={config.d_out}, n_latents={config.n_latents})"
+            )
+    dtypes = {tensor.dtype for tensor in state.values()}
+    if len(dtypes) > 1 or not state["W_dec"].is_floating_point():
+        listed = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise FormatError(f"{path}: tensors are {listed}, expected one floating-point dtype")

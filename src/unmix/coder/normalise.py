@@ -13,7 +13,8 @@ def normalise(x: Float[Tensor, "rows d"], rule: Normalise) -> tuple[Float[Tensor
     if rule.kind == "none":
         return x, {}
     mean = x.mean(-1, keepdim=True)
-    std = x.std(-1, keepdim=True, correction=rule.ddof)
+    # On an empty batch torch warns of missing degrees of freedom.
+    std = x.std(-1, keepdim=True, correction=rule.ddof) if x.shape[0] else mean
     return (x - mean) / (std + rule.eps), {"mean": mean, "std": std}
 
 

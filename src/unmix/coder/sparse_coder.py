@@ -132,14 +132,19 @@ class SparseCoder(nn.Module):
         leading = tuple(x.shape[:-1])
         s, carried = self.prepare(x.reshape(-1, x.shape[-1]))
         codes = self.encoder.codes(self, s, context)
-        shaped = {key: value.reshape(*leading, -1) for key, value in carried.items()}
+        shaped = {key: value.reshape(*leading, value.shape[-1]) for key, value in carried.items()}
         codes = replace(codes, leading=leading, context=shaped)
         if not return_pre:
             return codes
         return codes, self.encoder.pre_activations(self, s).view(*leading, self.n_latents)
 
     def decode(self, codes: Codes) -> Tensor:
-        """The output `[*leading, d_out]`. `ValueError` where the coder needs context that the codes lack."""
+        """The output `[*leading, d_out]`.
+
+        `ValueError` where the codes are of another number of latents, or lack context that the coder needs.
+        """
+        if codes.n_latents != self.n_latents:
+            raise ValueError(f"{self.name}: codes over {codes.n_latents} latents, this coder has {self.n_latents}")
         return self.decode_raw(
             codes.indices, codes.values, codes.offsets, codes.context.get("mean"), codes.context.get("std"),
             codes.context.get("skip"),
@@ -180,7 +185,7 @@ class SparseCoder(nn.Module):
         """SHA-256 (16 hex digits) of config and weights: two coders with one hash compute the same."""
         digest = hashlib.sha256(json.dumps(self.config.model_dump(mode="json"), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
+            digest.update(f"{name}:{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 

@@ -68,6 +68,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: the top must be a mapping of fields, found {type(tree).__name__}")
+    for key in cast("dict[Any, Any]", tree):
+        if not isinstance(key, str):
+            raise ConfigError(f"{path}: a field's name must be a word, found {key!r}")
     return cast("dict[str, Any]", tree)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from unmix.core.atomic import sha256_file, write_json
-from unmix.core.errors import CorruptError
+from unmix.core.errors import ConfigError, CorruptError
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -102,3 +102,18 @@ def require_whole(folder: str | Path, kind: str, deep: bool = False) -> dict[str
     if problems:
         raise CorruptError(f"corrupt {kind} folder: " + "; ".join(str(p) for p in problems[:3]))
     return manifest
+
+
+def refuse_foreign(folder: str | Path, kind: str) -> None:
+    """`ConfigError` where `folder` holds anything but an older whole `kind` folder: replacing it would delete that."""
+    folder = Path(folder)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    try:
+        manifest = read_manifest(folder, kind)
+    except CorruptError as error:
+        raise ConfigError(f"{folder}: is not empty and holds no {kind} ({error}); choose another folder") from error
+    listed = {MANIFEST, *(Path(name).parts[0] for name in manifest["files"])}
+    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in listed)
+    if foreign:
+        raise ConfigError(f"{folder}: holds {foreign[0]!r}, which is not part of the {kind}; choose another folder")

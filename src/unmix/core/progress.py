@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -55,7 +55,8 @@ class LiveTask(Task):
     def __init__(self, bar: Progress, name: str, total: float, unit: str, done: float = 0) -> None:
         super().__init__(name, total, unit, done, every=0.1)
         self._bar = bar
-        self._id = bar.add_task(name, total=total, completed=done, left=clock(0), note="")
+        self._id = bar.add_task(name, total=total, left=clock(0), note="")
+        bar.update(self._id, completed=done)
 
     def _show(self) -> None:
         self._bar.update(self._id, completed=self.done, left=clock(self.left()), note=self._note)
@@ -67,7 +68,8 @@ def task(name: str, total: float, unit: str = "tokens", done: float = 0) -> Gene
     if not (sys.stderr.isatty() and log.isEnabledFor(logging.INFO)):
         yield Task(name, total, unit, done)
         return
-    with _live_bar() as bar, _logs_above():
+    stderr = sys.stderr
+    with _live_bar() as bar, _logs_above(stderr):
         yield LiveTask(bar, name, total, unit, done)
 
 
@@ -89,9 +91,10 @@ def _live_bar() -> Progress:
 
 
 @contextmanager
-def _logs_above() -> Generator[None]:
-    """While a bar is drawn, log lines go through rich's stand-in for stderr, so that they land above the bar."""
-    kept = [(h, h.stream) for h in log.handlers if isinstance(h, logging.StreamHandler) and h.stream is sys.__stderr__]
+def _logs_above(stderr: object) -> Generator[None]:
+    """While a bar is drawn, log lines go through rich's stand-in for `stderr`, so that they land above the bar."""
+    found = cast("list[logging.StreamHandler[Any]]", [h for h in log.handlers if isinstance(h, logging.StreamHandler)])
+    kept = [(handler, handler.stream) for handler in found if handler.stream is stderr]
     for handler, _ in kept:
         handler.setStream(sys.stderr)
     try:

@@ -116,3 +116,8 @@ def _head(text: str) -> str:
         if not char.isalnum():
             return text[:i]
     return text
+
+
+def spread(places: Int64[np.ndarray, " n"], n: int) -> Int64[np.ndarray, " m"]:
+    """At most `n` of `places`, evenly."""
+    return places if len(places) <= n else places[np.linspace(0, len(places) - 1, n).astype(np.int64)]

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from unmix.core.config import Config
-from unmix.explain.grids import DEPTH, Grid, whole_word
+from unmix.explain.grids import DEPTH, Grid, spread, whole_word
 from unmix.explain.patterns import Pattern, Rule, Slot, rule_places
 from unmix.explain.words import LEVELS, Level
 
@@ -24,15 +24,15 @@ from unmix.explain.words import LEVELS, Level
 class LearnConfig(Config):
     """How patterns are learnt."""
 
-    max_rules: int = 48
+    max_rules: int = 64
     max_slots: int = 3
     min_firings: int = 2
     """Firings a rule must be the first to cover."""
-    seeds: int = 6
+    seeds: int = 3
     """One-slot rules that are grown before the best is taken."""
-    tried: int = 24
+    tried: int = 16
     """Slots that are tried when a rule is grown, and one-slot rules that are counted exactly."""
-    prior: float = 2.0
+    prior: float = 1.0
     """Matches that the shrinkage towards the known share weighs as much as."""
     grow: float = 1.15
     """A further slot must make the rule this many times as worthy."""
@@ -204,7 +204,7 @@ class Learner:
         new = fired[~self.covered[fired]]
         self.covered[places] = True
         total = float(np.abs(self.values).sum(dtype=np.float64)) or 1.0
-        words = Counter(whole_word(self.grid, int(p)) for p in _spread(fired, self.config.words_shown))
+        words = Counter(whole_word(self.grid, int(p)) for p in spread(fired, self.config.words_shown))
         return Rule(
             slots=slots,
             activation=float(self.activation[places].mean(dtype=np.float64)) if len(places) else 0.0,
@@ -241,8 +241,3 @@ def _one_difference(a: tuple[Slot, ...], b: tuple[Slot, ...]) -> int | None:
 
 def _same(a: Candidate, b: Candidate) -> bool:
     return len(a.places) == len(b.places) and np.array_equal(a.places, b.places)
-
-
-def _spread(places: Int64[np.ndarray, " n"], n: int) -> Int64[np.ndarray, " m"]:
-    """At most `n` of `places`, evenly."""
-    return places if len(places) <= n else places[np.linspace(0, len(places) - 1, n).astype(np.int64)]

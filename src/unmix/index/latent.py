@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from unmix.index.negatives import choose_silent
 from unmix.index.statistics import TOP_TOKENS, histogram_edges, top_tokens
 from unmix.index.store import PostingStore, TokenStore
 from unmix.index.windows import CONTEXT, Peaks, Window, choose, find_peaks, stream, tenths, window_shape
+from unmix.metrics.windows import window_html
 
 KINDS = ("quantiles", "top", "random")
 NEGATIVES = ("random",)
@@ -49,6 +51,16 @@ class Latent:
 
     def __repr__(self) -> str:
         return f"<latent {self.id} of {self.coder!r}: frequency {self.frequency:.4%}, max {self.max:.4g}>"
+
+    def _repr_html_(self) -> str:
+        """Its five strongest windows, shaded, for notebooks."""
+        shown = [
+            window_html(
+                w.strings or [f"<{token}>" for token in w.tokens], w.values.tolist(), self.max, w.peak_at
+            )
+            for w in self.top(5)
+        ]  # fmt: skip
+        return f"<div><code>{html.escape(repr(self))}</code>{''.join(shown)}</div>"
 
     @property
     def frequency(self) -> float:

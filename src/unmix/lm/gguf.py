@@ -82,10 +82,13 @@ def _dequantise(file: Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from unmix.lm.load import quiet_bars
+
     where = {"gguf_file": file.name}
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **where)
-        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **where)
+        with quiet_bars():
+            model = AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **where)
+            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **where)
     except Exception as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(f"{file}: transformers cannot read this GGUF file: {first}") from error

@@ -33,10 +33,16 @@ class Intervention:
     """Whether a latent that is silent is given a value too."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.where, str) and self.where not in ("all", "prompt", "generated"):
-            raise ConfigError(f"where is {self.where!r}; allowed: all, prompt, generated, or a list of positions")
+        if isinstance(self.where, str):
+            self.check_where(self.where)
         if self.latent < 0:
             raise ConfigError(f"latent is {self.latent}; latents count from 0")
+
+    @staticmethod
+    def check_where(where: str) -> None:
+        """`ConfigError` for a word that is not a place."""
+        if where not in ("all", "prompt", "generated"):
+            raise ConfigError(f"where is {where!r}; allowed: all, prompt, generated, or a list of positions")
 
     def change(self, values: Tensor) -> Tensor:
         """New values of the latent where its values are `values` (0 where it is silent)."""

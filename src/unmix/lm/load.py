@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,8 @@ def _locate(source: str) -> tuple[str, Path | None]:
     """(name, GGUF file if it is one). Local places are checked here, so that no typo goes to the hub as a name."""
     if source.startswith("builtin:"):
         return source, _builtin(source)
+    if not source.strip():
+        raise ModelError(f"{source!r}: no such file or folder, and not a model name (NAME or OWNER/NAME)")
     path = Path(source).expanduser()
     if path.is_file():
         if path.suffix.lower() != ".gguf":
@@ -89,7 +92,7 @@ def _locate(source: str) -> tuple[str, Path | None]:
     if path.is_dir():
         return str(path), _gguf_inside(path)
     looks_local = source.startswith(("/", ".", "~")) or source.count("/") > 1 or source.lower().endswith(".gguf")
-    if looks_local or not source.strip():
+    if looks_local:
         raise ModelError(f"{source!r}: no such file or folder, and not a model name (NAME or OWNER/NAME)")
     return source, None
 
@@ -121,21 +124,28 @@ def _builtin(name: str) -> Path:
 
 def _read_model(folder: str, dtype: torch.dtype, revision: str | None, trust: bool, name: str) -> Any:
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
 
-    bar = transformers_logging.is_progress_bar_enabled()
     try:
-        if Path(folder).is_dir():
-            transformers_logging.disable_progress_bar()
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, revision=revision or "main", trust_remote_code=trust
-        )
-    except UnmixError:
-        raise
+        with quiet_bars(Path(folder).is_dir()):
+            return AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, revision=revision or "main", trust_remote_code=trust
+            )
     except Exception as error:
         raise explain_failure(error, name) from error
+
+
+@contextmanager
+def quiet_bars(quiet: bool = True) -> Generator[None]:
+    """Without transformers' progress bars while inside (reading a local folder takes no time worth a bar)."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    if quiet:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
     finally:
-        if bar:
+        if shown:
             transformers_logging.enable_progress_bar()
 
 

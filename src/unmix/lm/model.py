@@ -168,7 +168,7 @@ class LanguageModel:
         return str(self.tokenizer.decode(listed, clean_up_tokenization_spaces=False))
 
     def token_strings(self, ids: Tensor | Iterable[int]) -> list[str]:
-        """One display string per id: exact spaces and newlines, partial characters as `\\xE2`."""
+        """One display string per id: exact spaces and newlines, partial characters as `\\xe2`."""
         return self._strings(ids.reshape(-1).tolist() if isinstance(ids, Tensor) else ids)
 
     @cached_property

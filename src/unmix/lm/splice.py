@@ -33,7 +33,7 @@ ErrorMode = Literal["drop", "keep"]
 
 def error_mode(value: str) -> ErrorMode:
     """`value` as an error mode; `ModelError` for anything else."""
-    if value == "drop" or value == "keep":  # noqa: PLR1714 — pyright narrows this form only
+    if value == "drop" or value == "keep":
         return value
     raise ModelError(f"error is {value!r}; allowed: drop, keep")
 

@@ -78,7 +78,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def show_bytes(data: bytes) -> str:
-    """UTF-8 text; a byte that is only part of a character is shown as `\\xE2`."""
+    """UTF-8 text; a byte that is only part of a character is shown as `\\xe2`."""
     return data.decode("utf-8", errors="backslashreplace")
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.linalg import vecdot
 
 from unmix.core.errors import ConfigError
 from unmix.metrics.context_sums import ContextSums, double, one_context, require_finite
@@ -53,13 +54,16 @@ class Reconstruction:
             return
         contexts = one_context(len(x), contexts)
         target, guess = double(x), double(reconstruction)
-        require_finite(target, "reconstruction", "x", contexts)
-        require_finite(guess, "reconstruction", "the reconstruction", contexts)
+        x2, xhat2 = vecdot(target, target), vecdot(guess, guess)
+        # A row's square is finite where the row is; float64 squares of float32 never overflow.
+        if not bool(torch.isfinite(x2).all() & torch.isfinite(xhat2).all()):
+            require_finite(target, "reconstruction", "x", contexts)
+            require_finite(guess, "reconstruction", "the reconstruction", contexts)
         sums = self._open(target)
         shift = self._shift
         assert shift is not None
         shifted = target - shift.to(target.device)
-        scalars = _token_scalars(target, guess, shifted)
+        scalars = _token_scalars(target, guess, shifted, x2, xhat2)
         sums.add(contexts, torch.cat([scalars, shifted], dim=-1))
 
     def _open(self, x: Tensor) -> ContextSums:
@@ -124,10 +128,10 @@ class Reconstruction:
         return metrics
 
 
-def _token_scalars(x: Tensor, xhat: Tensor, shifted: Tensor) -> Tensor:
+def _token_scalars(x: Tensor, xhat: Tensor, shifted: Tensor, x2: Tensor, xhat2: Tensor) -> Tensor:
     """[tokens, 11], in the order of `_SCALARS`. Tokens with x = 0 have no direction and no ratio: not counted."""
-    x2, xhat2, dot = x.square().sum(-1), xhat.square().sum(-1), (x * xhat).sum(-1)
-    error2, shifted2 = (x - xhat).square().sum(-1), shifted.square().sum(-1)
+    error = x - xhat
+    dot, error2, shifted2 = vecdot(x, xhat), vecdot(error, error), vecdot(shifted, shifted)
     nonzero, off_centre = x2 > 0, shifted2 > 0
     both = nonzero & (xhat2 > 0)
     # sqrt before the product: x2·xhat2 of small vectors underflows.

@@ -15,7 +15,7 @@ from unmix.coder.sparse_coder import SparseCoder
 from unmix.core.atomic import atomic_folder, write_json
 from unmix.core.config import build
 from unmix.core.errors import ResumeError
-from unmix.core.manifest import MANIFEST, require_whole, write_manifest
+from unmix.core.manifest import require_whole, write_manifest
 
 KIND = "checkpoint"
 
@@ -51,7 +51,7 @@ def load_checkpoint(folder: Path, key: str) -> tuple[CoderConfig, dict[str, Tens
 
     Raises `CorruptError` for a damaged file and `ResumeError` where it belongs to another config or data.
     """
-    if not (folder / MANIFEST).is_file():
+    if not folder.exists():
         return None
     require_whole(folder, KIND, deep=True)
     facts = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))

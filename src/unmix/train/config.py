@@ -21,7 +21,7 @@ class CoderSpec(Config):
     hook: str
     """Where it reads (and writes, unless `write` says otherwise)."""
     write: str | None = None
-    n_latents: Count | None = None
+    n_latents: Count | None = Field(default=None, gt=0)
     """Number of latents; default: `expansion` times the width of the hook."""
     expansion: PositiveFloat = 8
     activation: Kind = "topk"
@@ -94,9 +94,9 @@ class OptimConfig(Config):
 
     epochs: PositiveFloat = 3
     """Passes over the training tokens; the model runs once where activations are cached."""
-    tokens: Count | None = None
+    tokens: Count | None = Field(default=None, gt=0)
     """Tokens seen in all; overrides `epochs`."""
-    batch: Count = 2048
+    batch: Count = Field(default=2048, gt=0)
     """Tokens a step."""
     lr: PositiveFloat = 8e-4
     """Peak learning rate of Adam."""
@@ -111,13 +111,13 @@ class OptimConfig(Config):
     """Keep decoder rows at norm 1 (gradient projected, rows renormalised after each step)."""
     auxk: NonNegativeFloat = 1 / 32
     """Weight of the AuxK term (dead latents explain the residual); 0 for none."""
-    k_aux: Count | None = None
+    k_aux: Count | None = Field(default=None, gt=0)
     """Dead latents a token in AuxK; default: half the width of the input."""
-    dead_after: Count = 10_000_000
+    dead_after: Count = Field(default=10_000_000, gt=0)
     """Tokens without firing after which a latent counts as dead."""
     sparsity: NonNegativeFloat = 0.0
     """Weight of the sparsity penalty: L1 times decoder norm for relu, tanh-free L0 for jumprelu."""
-    init_rows: Count = 8192
+    init_rows: Count = Field(default=8192, gt=0)
     """Rows of the first sample that sets `b_dec` and the input scale."""
     seed: int = 0
     log_every: PositiveInt = operational(25)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unmix.coder.config import CoderConfig
 from unmix.coder.sparse_coder import SparseCoder
-from unmix.core.errors import NonFiniteError
+from unmix.core.errors import ConfigError, NonFiniteError
 from unmix.train.config import OptimConfig
 from unmix.train.source import ActivationSource
 from unmix.train.spaces import inner_target
@@ -18,11 +18,14 @@ def initialise(config: CoderConfig, source: ActivationSource, optim: OptimConfig
     """A fresh coder with fixed scales so that E‖x‖ = √d, `b_dec` at the geometric median, and the loss's unit.
 
     Returns `(coder, variance)`: the mean squared distance of a (scaled) target from the mean target.
-    Raises `NonFiniteError` where the sample holds NaN or infinity.
+    Raises `NonFiniteError` where the sample holds NaN or infinity, and `ConfigError` where the source has a target of
+    its own but the coder writes what it reads.
     """
     x, target = source.batch(0, min(optim.init_rows, source.n_rows))
     if not bool(torch.isfinite(x).all() and torch.isfinite(target).all()):
         raise NonFiniteError(f"{config.name}: the first activations hold NaN or infinity")
+    if config.reads == config.writes and not torch.equal(x, target):
+        raise ConfigError(f"{config.name}: reads and writes {config.reads[0]!r}, but the target is not the input")
     update: dict[str, float] = {}
     if config.normalise.kind == "none":
         update["input_scale"] = scale_of(x)

@@ -15,8 +15,6 @@ from unmix.train.store import CHUNK, ActivationStore, chunk_rows
 
 BLOCK = 65536
 """Rows inside which training shuffles; contexts are permuted over the whole data before that."""
-_KEPT = 6
-"""Chunks kept at hand: a batch touches the chunks of at most two blocks."""
 
 
 class RowSource:
@@ -34,6 +32,7 @@ class RowSource:
             raise DataError(f"no unmasked position has the role {role!r}: take more text or another policy")
         self._chunk_rows = CHUNK * shards.context
         self._order = Order(seed, len(self._rows), BLOCK)
+        self._kept = _chunks_at_hand(self._rows // self._chunk_rows)
         self._open: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
         self.hash = f"{store.hash}-{role}-{seed}"
 
@@ -66,10 +65,17 @@ class RowSource:
     def _chunk(self, i: int) -> dict[str, Tensor]:
         if i not in self._open:
             self._open[i] = self.store.chunk(i)
-            while len(self._open) > _KEPT:
+            while len(self._open) > self._kept:
                 self._open.popitem(last=False)
         self._open.move_to_end(i)
         return self._open[i]
+
+
+def _chunks_at_hand(chunks: np.ndarray) -> int:
+    """Chunks to keep open, given the ascending chunk of every row: a batch may touch all those of two blocks."""
+    first = chunks[::BLOCK]
+    last = chunks[np.minimum(np.arange(BLOCK - 1, len(chunks) + BLOCK - 1, BLOCK), len(chunks) - 1)]
+    return 2 * int((last - first + 1).max())
 
 
 def _parts(contexts: np.ndarray, size: int = 4096) -> list[np.ndarray]:

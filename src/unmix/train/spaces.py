@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from unmix.coder.config import CoderConfig
@@ -15,6 +16,9 @@ def inner_target(config: CoderConfig, s: Tensor, target: Tensor, context: dict[s
     if config.reads == config.writes:
         return s
     wanted = target
-    if config.normalise.kind != "none" and config.normalise.restore:
-        wanted = (wanted - context["mean"]) / context["std"]
+    rule = config.normalise
+    if rule.kind != "none" and rule.restore:
+        std = context["std"] + rule.eps if rule.eps_back else context["std"]
+        # A constant input (std 0) comes back as its mean whatever the decoder says: nothing to learn there.
+        wanted = torch.where(std > 0, (wanted - context["mean"]) / std, 0.0)
     return wanted / config.output_scale

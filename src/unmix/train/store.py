@@ -6,6 +6,7 @@ rows inside blocks of a few chunks (decision 13).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Protocol
@@ -15,19 +16,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unmix.core.atomic import atomic_file, write_json
+from unmix.core.atomic import atomic_file, sweep, write_json
 from unmix.core.config import semantic_hash
 from unmix.core.errors import ResumeError
 from unmix.core.manifest import MANIFEST, require_whole, write_manifest
 from unmix.core.progress import task
 from unmix.core.seeds import derive, slug
+from unmix.data.order import Order
 from unmix.data.shards import TokenShards
 from unmix.lm.model import LanguageModel
 
 KIND = "activations"
 CHUNK = 256
 """Contexts in a chunk: 32 k tokens at the default context."""
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+_FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _FLOATS}
 
 
 class ActivationStore(Protocol):
@@ -50,8 +53,8 @@ class ActivationStore(Protocol):
 
 def permuted(contexts: np.ndarray, seed: int) -> np.ndarray:
     """`contexts` in the order of a keyed permutation."""
-    generator = np.random.Generator(np.random.Philox(derive(seed, "contexts")))
-    return np.asarray(contexts, dtype=np.int64)[generator.permutation(len(contexts))]
+    ids = np.asarray(contexts, dtype=np.int64)
+    return ids[Order(derive(seed, "contexts"), len(ids), len(ids)).batch(0, len(ids))] if len(ids) else ids
 
 
 class LiveStore:
@@ -80,7 +83,7 @@ class LiveStore:
                 documents=torch.from_numpy(np.ascontiguousarray(self.shards.documents(part))),
             )  # fmt: skip
             for hook in self.hooks:
-                parts[hook].append(captured[hook])
+                parts[hook].append(captured[hook].to(self.lm.dtype))
         return {hook: torch.cat(kept) for hook, kept in parts.items()}
 
 
@@ -92,7 +95,7 @@ def token_tensor(shards: TokenShards, ids: np.ndarray) -> Int[Tensor, "n context
 def store_key(lm: LanguageModel, shards: TokenShards, contexts: np.ndarray, hooks: tuple[str, ...]) -> str:
     """Hash of everything that decides the activations."""
     model = lm.fingerprint.model_dump(mode="json")
-    listed = semantic_hash(contexts.tolist()) if len(contexts) < 10**6 else f"{len(contexts)}-{int(contexts.sum())}"
+    listed = hashlib.sha256(np.ascontiguousarray(contexts, dtype="<i8").tobytes()).hexdigest()
     return semantic_hash(model, str(lm.dtype), shards.hash, shards.policy, list(hooks), listed)
 
 
@@ -121,7 +124,7 @@ class CachedStore:
         result: dict[str, Tensor] = {}
         for hook in self.hooks:
             path = self.folder / slug(hook) / f"{i:05d}.bin"
-            flat = np.memmap(path, dtype=np.uint8, mode="r+")
+            flat = np.memmap(path, dtype=np.uint8, mode="c")
             tensor = torch.from_numpy(flat).view(self._dtype)
             result[hook] = tensor.view(n, self._context, self._widths[hook])
         return result
@@ -149,8 +152,10 @@ def write_cache(live: LiveStore, folder: Path) -> CachedStore:
             if _has_chunk(folder, live.hooks, i):
                 continue
             for hook, tensor in live.chunk(i).items():
-                with atomic_file(folder / slug(hook) / f"{i:05d}.bin") as temp:
-                    raw = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+                path = folder / slug(hook) / f"{i:05d}.bin"
+                sweep(path)
+                with atomic_file(path) as temp:
+                    raw = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()
                     raw.tofile(temp)
             bar.advance(per_chunk)
     write_manifest(

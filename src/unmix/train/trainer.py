@@ -14,7 +14,8 @@ from torch import Tensor
 from unmix.coder.config import CoderConfig
 from unmix.coder.sparse import sparse_decode
 from unmix.coder.sparse_coder import SparseCoder
-from unmix.core.errors import DataError, NonFiniteError
+from unmix.core.atomic import sweep
+from unmix.core.errors import ConfigError, DataError, NonFiniteError
 from unmix.core.progress import task
 from unmix.train.checkpoint import TrainState, load_checkpoint, restore, save_checkpoint
 from unmix.train.config import OptimConfig
@@ -55,6 +56,10 @@ def make_terms(coder: CoderConfig, config: OptimConfig) -> list[Term]:
     terms: list[Term] = [MSE()]
     if config.auxk > 0:
         terms.append(AuxK(config.auxk, config.k_aux or max(1, coder.d_in // 2)))
+    if config.sparsity > 0 and coder.activation.kind not in ("relu", "jumprelu"):
+        raise ConfigError(
+            f"sparsity is {config.sparsity:g}, but {coder.activation.kind} coders have no penalty: k sets their L0"
+        )
     if config.sparsity > 0 and coder.activation.kind == "relu":
         terms.append(L1(config.sparsity))
     if config.sparsity > 0 and coder.activation.kind == "jumprelu":
@@ -68,7 +73,9 @@ class Trainer:
     def __init__(self, coder: CoderConfig, source: ActivationSource, config: OptimConfig, folder: Path, key: str):
         """`key` is the hash of everything that the result depends on; a checkpoint of another key is refused."""
         self.config, self.source, self.folder, self.key = config, source, folder, key
+        self.terms = make_terms(coder, config)
         self.steps = total_steps(config, source.n_rows)
+        sweep(folder / "checkpoint")
         found = load_checkpoint(folder / "checkpoint", key)
         if found is None:
             self.coder, variance = initialise(coder, source, config)
@@ -81,7 +88,6 @@ class Trainer:
         if found is not None:
             restore(self.coder, self.optimiser, found[1])
         self.coder.train()
-        self.terms = make_terms(self.coder.config, config)
 
     def run(self) -> SparseCoder:
         """Train to the end and return the coder in evaluation mode.
@@ -115,10 +121,7 @@ class Trainer:
         loss, values = total(self.terms, batch)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise NonFiniteError(
-                f"{self.coder.name}: the loss is {value} at step {self.state.step + 1} "
-                f"(lr {self.config.lr:g}); nothing of this step was saved. A lower --train.lr usually helps."
-            )
+            raise self._not_finite("loss", value)
         factor = lr_factor(self.state.step, self.steps, self.config.warmup, self.config.decay)
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.lr * factor
@@ -126,8 +129,9 @@ class Trainer:
         torch.autograd.backward(loss)
         if self.config.unit_norm:
             project_decoder_gradient(self.coder)
-        if self.config.clip > 0:
-            torch.nn.utils.clip_grad_norm_(self.coder.parameters(), self.config.clip)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.coder.parameters(), self.config.clip or math.inf))
+        if not math.isfinite(norm):
+            raise self._not_finite("gradient's norm", norm)
         self.optimiser.step()
         if self.config.unit_norm:
             normalise_decoder(self.coder)
@@ -136,6 +140,12 @@ class Trainer:
             self.state.step, value, values, float(batch.codes.l0().double().mean()),
             values["mse"], int(batch.dead.numel()), self.config.lr * factor,
         )  # fmt: skip
+
+    def _not_finite(self, what: str, value: float) -> NonFiniteError:
+        return NonFiniteError(
+            f"{self.coder.name}: the {what} is {value} at step {self.state.step + 1} "
+            f"(lr {self.config.lr:g}); nothing of this step was saved. A lower --train.lr usually helps."
+        )
 
     def _forward(self, x: Tensor, target: Tensor) -> Step:
         coder = self.coder
@@ -154,7 +164,7 @@ class Trainer:
         self.state.tokens_since_fired += batch.codes.rows
         self.state.tokens_since_fired[fired] = 0
         if self.coder.config.activation.kind == "batchtopk":
-            update_threshold(self.coder, batch, first=self.state.step == 0)
+            update_threshold(self.coder, batch)
         self.state.step += 1
 
 
@@ -182,8 +192,8 @@ def normalise_decoder(coder: SparseCoder) -> None:
 
 
 @torch.no_grad()
-def update_threshold(coder: SparseCoder, batch: Step, first: bool, momentum: float = 0.99) -> None:
-    """Running mean of the batch's smallest kept gate value (2412.06410 §3.2)."""
+def update_threshold(coder: SparseCoder, batch: Step, momentum: float = 0.99) -> None:
+    """Running mean of the batch's smallest kept gate value (2412.06410 §3.2); the first such batch sets it."""
     values = batch.codes.values
     if values.numel() == 0:
         return
@@ -191,4 +201,4 @@ def update_threshold(coder: SparseCoder, batch: Step, first: bool, momentum: flo
     gate = values if scale is None else values * scale[batch.codes.indices.long()]
     threshold = coder.extra()["threshold"]
     smallest = gate.min()
-    threshold.copy_(smallest if first else momentum * threshold + (1 - momentum) * smallest)
+    threshold.copy_(smallest if threshold < 0 else momentum * threshold + (1 - momentum) * smallest)

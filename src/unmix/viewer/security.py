@@ -83,8 +83,8 @@ def _host_name(header: str) -> str:
     """`[::1]:8017` → `::1`, `LOCALHOST:8017` → `localhost`; what has an odd form stays as it is and fits nothing."""
     text = header.strip().lower()
     if text.startswith("["):
-        name, _, rest = text[1:].partition("]")
-        return name if rest == "" or _is_port(rest) else text
+        name, bracket, rest = text[1:].partition("]")
+        return name if bracket and (rest == "" or _is_port(rest)) else text
     name, colon, port = text.partition(":")
     return name if not colon or _is_port(":" + port) else text
 

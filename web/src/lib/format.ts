@@ -1,6 +1,7 @@
 // Numbers as they are printed. A missing number is an en dash everywhere.
 
 export const NONE = "–";
+const GAP = "\u202f"; // narrow, and no place to break a line
 const MINUS = "−";
 
 const signed = (text: string) => text.replace("-", MINUS);
@@ -20,14 +21,14 @@ export function share(value: number | null | undefined): string {
   if (value === null || value === undefined) return NONE;
   const percent = value * 100;
   const size = Math.abs(percent);
-  if (size === 0) return "0 %";
-  if (size < 0.001) return "< 0.001 %";
+  if (size === 0) return `0${GAP}%`;
+  if (size < 0.001) return `<${GAP}0.001${GAP}%`;
   const digits = size >= 10 ? 1 : size >= 0.1 ? 2 : 3;
-  return `${signed(percent.toFixed(digits))} %`;
+  return `${signed(percent.toFixed(digits))}${GAP}%`;
 }
 
 export function count(value: number | null | undefined): string {
-  return value === null || value === undefined ? NONE : Math.round(value).toLocaleString("en").replaceAll(",", " ");
+  return value === null || value === undefined ? NONE : Math.round(value).toLocaleString("en").replaceAll(",", GAP);
 }
 
 export function metric(kind: string, value: number | null): string {

@@ -60,7 +60,7 @@ class _Jump(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         fired, near, height = ctx.saved_tensors
         grad = grads[0]
-        return grad * fired, -grad * height * near / ctx.bandwidth, None, None
+        return grad * fired, torch.where(near, -grad * height / ctx.bandwidth, 0.0), None, None
 
 
 def _jump(z: Tensor, theta: Tensor, scale: Tensor | None, bandwidth: float) -> Tensor:

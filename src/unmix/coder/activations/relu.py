@@ -19,8 +19,8 @@ class ReLUActivation:
         return {}
 
     def selector(self, extra: dict[str, Tensor], rows: int, training: bool) -> Selector:
-        """Entries above zero; a decoder norm in the gate does not change a sign."""
-        return ThresholdSelector(0.0)
+        """Entries above zero: a decoder norm in the gate changes no sign, and one of zero must not hide a latent."""
+        return ThresholdSelector(0.0, on_scores=True)
 
     def values(self, z: Tensor, indices: Tensor, scale: Tensor | None, extra: dict[str, Tensor]) -> Tensor:
         """The selected pre-activations are positive already."""

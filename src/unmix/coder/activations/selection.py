@@ -70,17 +70,17 @@ class TopKSelector:
 
 
 class ThresholdSelector:
-    """Every entry whose gate lies above a floor (one number, or one a latent)."""
+    """Every entry whose gate (or, with `on_scores`, score) lies above a floor: one number, or one a latent."""
 
-    def __init__(self, floor: float | Tensor) -> None:
+    def __init__(self, floor: float | Tensor, on_scores: bool = False) -> None:
         self.uniform_k: int | None = None
-        self.floor = floor
+        self.floor, self.on_scores = floor, on_scores
         self._values: list[Tensor] = []
         self._lengths: list[Tensor] = []
 
     def tile(self, scores: Tensor, gate: Tensor) -> Tensor:
-        """Keep entries with `gate > floor`."""
-        mask = gate > self.floor
+        """Keep entries above the floor."""
+        mask = (scores if self.on_scores else gate) > self.floor
         ids = mask.nonzero()[:, 1]
         self._lengths.append(mask.sum(-1))
         self._values.append(scores[mask])
