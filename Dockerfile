@@ -4,6 +4,7 @@ ARG BASE=python:3.12-slim-bookworm
 
 FROM ${BASE} AS python
 # CUDA bases come without Python; theirs is the system's, which wants a virtual environment anyway.
+# hadolint ignore=DL3008
 RUN if ! command -v python3 >/dev/null; then \
       apt-get update \
       && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3 python3-venv \
@@ -38,7 +39,7 @@ RUN useradd --create-home --uid 1000 --non-unique unmix \
 ENV UNMIX_CACHE=/cache/unmix \
     HF_HOME=/cache/huggingface \
     HOME=/cache
-USER unmix
+USER 1000
 WORKDIR /data
 VOLUME ["/data", "/cache"]
 EXPOSE 8017

@@ -89,9 +89,9 @@ def serve(build: Callable[[Shape, str, Any], Contestant]) -> None:
     for line in sys.stdin:
         if line.strip() == "stop":
             break
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         contestant.step(count)
-        answer(seconds=time.perf_counter() - start)
+        answer(seconds=time.perf_counter() - start, cpu=time.process_time() - cpu)
         count += 1
     peak = peak_mib()
     with torch.no_grad():
@@ -123,11 +123,14 @@ class Worker:
             env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1"},
         )
         self.ready = self._read()
+        self.cpu: list[float] = []
 
     def step(self) -> float:
-        """Seconds of one optimiser step."""
+        """Seconds of one optimiser step; the processor time of its threads together goes to `cpu`."""
         self._write("step")
-        return float(self._read()["seconds"])
+        answer = self._read()
+        self.cpu.append(float(answer["cpu"]))
+        return float(answer["seconds"])
 
     def stop(self) -> dict[str, Any]:
         """End the worker; its peak memory and held-out FVU."""

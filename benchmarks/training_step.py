@@ -62,8 +62,11 @@ def measure(shape: Shape, entries: list[Entry], rounds: int, threads: int) -> di
         for worker in workers.values():
             worker.kill()
     versions = {name: worker.ready for name, worker in workers.items()}
-    return {"shape": str(shape), "tokens": shape.tokens, "times": times, "ended": ended, "versions": versions,
-            "absent": absent}  # fmt: skip
+    cpu = {name: worker.cpu[-rounds:] for name, worker in workers.items()}
+    return {
+        "shape": str(shape), "tokens": shape.tokens, "times": times, "cpu": cpu, "ended": ended,
+        "versions": versions, "absent": absent,
+    }  # fmt: skip
 
 
 def report(result: dict[str, Any]) -> str:
@@ -76,6 +79,7 @@ def report(result: dict[str, Any]) -> str:
             name,
             speedup(times, name, base).show(),
             Spread.of(times[name]).show(0, 1000),
+            Spread.of(result["cpu"][name]).show(0, 1000),
             f"{result['tokens'] / Spread.of(times[name]).median:,.0f}",
             f"{ended[name]['peak_mib']:,.0f}",
             f"{ended[name]['peak_mib'] - ended[name]['built_mib']:,.0f}",
@@ -83,7 +87,7 @@ def report(result: dict[str, Any]) -> str:
         ]
         for name in order
     ]
-    header = ["", f"times {base}", "ms a step", "tokens/s", "peak MiB", "of it in steps", "FVU after"]
+    header = ["", f"times {base}", "ms a step", "CPU ms", "tokens/s", "peak MiB", "of it in steps", "FVU after"]
     lines = [f"### {result['shape']}", "", table(header, rows), ""]
     lines += [f"- {name}: {', '.join(f'{k} {v}' for k, v in said['ready'].items())}, {said['threads']} threads"
               for name, said in result["versions"].items()]  # fmt: skip

@@ -241,12 +241,13 @@ def test_sources_and_labels_are_kept(written: Written, letters: Any, tmp_path: P
     assert shards.document(1)["source"] == "corpus.jsonl:2"
 
 
-def test_a_text_with_a_lone_surrogate_is_taken(letters: Any, tmp_path: Path) -> None:
+def test_a_text_with_a_lone_surrogate_is_taken(tiny_tokenizer: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "abc \\ud800 def"}\n' + "".join(f'{{"text": "{t}"}}\n' for t in texts(5)))
-    config = DataConfig(source=str(path), tokens=80, context=8, roles={"train": 1.0})
-    shards = tokenise(config, letters, tmp_path / "out", progress=False)
-    assert shards.document(0)["source"] == "a.jsonl:1"
+    path.write_text('{"text": "abc \\ud800 d\\ud83d\\ude00"}\n' + "".join(f'{{"text": "{t}"}}\n' for t in texts(5)))
+    config = DataConfig(source=str(path), tokens=80, context=16, roles={"train": 1.0})
+    shards = tokenise(config, tiny_tokenizer, tmp_path / "out", progress=False)
+    first = shards.tokens([0])[0][(shards.documents([0]) == 0)[0]]
+    assert tiny_tokenizer.decode(first) == "<|begin|>abc \ufffd d\U0001f600<|endoftext|>"
 
 
 def test_document_is_frozen() -> None:

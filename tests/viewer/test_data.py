@@ -193,3 +193,15 @@ def test_frequencies_of_a_dead_coder_have_an_axis() -> None:
     assert found is not None
     assert (found["outside"], sum(found["counts"])) == (5, 0)
     assert frequency_histogram({}, np.zeros(0)) is None
+
+
+def test_a_real_index_becomes_a_report(index: LatentIndex, tmp_path: Path) -> None:
+    """The whole way, through the package's own names."""
+    from unmix import viewer
+
+    data = viewer.collect(index, "layers.1", viewer.RunFacts("tiny"), evaluation=EVALUATION, explanations=rows())
+    assert viewer.write_report(data, tmp_path / "report") == tmp_path / "report" / "index.html"
+    written = (tmp_path / "report" / "data" / "pages-0000.js").read_text(encoding="ascii")
+    assert written.startswith('(window.__unmix=window.__unmix||{})["pages-0"]=[{"id":5,')
+    for name in ("Viewer", "serve", "start", "PromptReader"):
+        assert getattr(viewer, name).__name__ == name

@@ -40,8 +40,8 @@ def test_a_failure_is_no_text() -> None:
 
 
 def test_random_explanations_are_for_comparison_only() -> None:
-    rows = [row(1, 0.9), row(1, 0.3, baseline=True), row(1, 0.2, explainer="random")]
-    assert len(explanations_by_latent(rows)[1]) == 1
+    rows = [row(1, 0.9), row(1, 0.3, baseline=True), row(1, 0.2, explainer="random:ngram"), row(1, explainer="random")]
+    assert [one["scores"][0]["value"] for one in explanations_by_latent(rows)[1]] == [0.9]
 
 
 def test_the_headline_prefers_f1() -> None:
@@ -86,8 +86,10 @@ def test_the_summary_counts_failures_against_coverage() -> None:
 
 
 def test_the_baseline_stands_beside_its_explainer() -> None:
-    found = summarise([row(0, 0.9), row(1, 0.7), row(0, 0.2, baseline=True)])
-    assert [(s["figure"], s["baseline"], s["mean"]) for s in found[:2]] == [("f1", False, 0.8), ("f1", True, 0.2)]
+    for chance in (row(0, 0.2, baseline=True), row(0, 0.2, explainer="random:ngram")):
+        found = summarise([row(0, 0.9), row(1, 0.7), chance])
+        assert distributions([row(0, 0.9), chance])[0]["baseline_mean"] == 0.2
+        assert [(s["figure"], s["baseline"], s["mean"]) for s in found[:2]] == [("f1", False, 0.8), ("f1", True, 0.2)]
 
 
 def test_rows_summed_up_elsewhere_are_taken_as_they_are() -> None:
@@ -103,7 +105,13 @@ def test_rows_summed_up_elsewhere_are_taken_as_they_are() -> None:
         "asked": 4,
     }
     shown = {key: value for key, value in given.items() if key != "median"}
-    assert summary_rows([given]) == [{**shown, "baseline": False}]
+    chance = {**given, "explainer": "random:e", "mean": 0.1, "baseline": None}
+    other = {**given, "figure": "recall", "baseline": 0.1}
+    assert summary_rows([{**given, "baseline": 0.1}, other, chance]) == [
+        {**shown, "baseline": False},
+        {**shown, "mean": 0.1, "baseline": True},
+        {**shown, "figure": "recall", "baseline": False},
+    ]
 
 
 def test_the_interval_holds_the_mean_and_is_the_same_every_time() -> None:

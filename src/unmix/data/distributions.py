@@ -31,6 +31,7 @@ CORE = (
     "PyYAML",
     "jaxtyping",
     "gguf",
+    "packaging",
 )
 """`unmix`'s own requirements, for a checkout that is on the path but not installed."""
 

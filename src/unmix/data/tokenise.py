@@ -136,7 +136,7 @@ class _Taker:
         """Tokenise and pack the documents whose roles have room; how many tokens were added."""
         wanted: list[tuple[Document, bytes, RolePacker]] = []
         for document in batch:
-            digest = hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).digest()
+            digest = hashlib.sha256(document.text.encode()).digest()
             if digest in self._seen:
                 self.duplicates += 1
                 continue

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from unmix.explain.results import Failure
+from unmix.explain.results import LatentError
 from unmix.explain.windows import View
 from unmix.index.windows import Window
 
@@ -46,7 +46,7 @@ def numbered(texts: Sequence[str]) -> str:
 
 
 def read_json(reply: str, wanted: Callable[[Any], Any]) -> Any:
-    """The last JSON value in `reply` for which `wanted` gives something; `Failure` `BadReply` where there is none.
+    """The last JSON value in `reply` for which `wanted` gives something; `LatentError` `BadReply` where there is none.
 
     Thinking, code fences and words around it are passed over; nothing is guessed from them.
     """
@@ -64,5 +64,5 @@ def read_json(reply: str, wanted: Callable[[Any], Any]) -> Any:
         found = result if result is not None else found
     if found is None:
         shown = " ".join(reply.split())[:120]
-        raise Failure("BadReply", f"the reply holds no answer in the asked form: {shown!r}")
+        raise LatentError("BadReply", f"the reply holds no answer in the asked form: {shown!r}")
     return found

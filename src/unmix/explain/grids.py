@@ -50,9 +50,7 @@ class Grid:
         """How many places count."""
         return int(self.counts.sum())
 
-    def places(
-        self, rows: Int64[np.ndarray, " n"], offsets: Int64[np.ndarray, " n"]
-    ) -> Int64[np.ndarray, " n"]:
+    def places(self, rows: Int64[np.ndarray, " n"], offsets: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         """Places of positions given as row of the grid and offset in the context."""
         return rows * self.width + DEPTH + offsets
 

@@ -74,7 +74,9 @@ class Ledger:
         """Ids of the rows of `keys`, in order; rows that do not exist yet are made, pending."""
         columns = ("coder", "coder_hash", "index_hash", "latent", "method", "config_hash", "sample")
         identity = columns[1:]
-        return self._ask("explanations", columns, identity, [tuple(getattr(k, c) for c in columns) for k in keys], config)
+        return self._ask(
+            "explanations", columns, identity, [tuple(getattr(k, c) for c in columns) for k in keys], config
+        )
 
     def ask_scores(self, keys: Iterable[ScoreKey], config: Mapping[str, Any]) -> list[int]:
         """The same for scores."""
@@ -97,13 +99,9 @@ class Ledger:
     def adopt(self, table: Table) -> int:
         """Give the running rows of dead processes back to be done; how many there were."""
         with self._write():
-            owners = [row[0] for row in self._db.execute(f"SELECT DISTINCT owner FROM {table} WHERE status = 'running'")]
-            gone = [owner for owner in owners if is_gone(owner)]
-            for owner in gone:
-                self._db.execute(
-                    f"UPDATE {table} SET status = 'pending', owner = NULL WHERE status = 'running' AND owner = ?", (owner,)
-                )
-            return len(gone)
+            rows = self._db.execute(f"SELECT DISTINCT owner FROM {table} WHERE status = 'running'").fetchall()
+            back = f"UPDATE {table} SET status = 'pending', owner = NULL WHERE status = 'running' AND owner = ?"
+            return sum(self._db.execute(back, (row[0],)).rowcount for row in rows if is_gone(row[0]))
 
     def retry_failed(self, table: Table, ids: Sequence[int]) -> int:
         """Make the failed rows among `ids` pending again; how many there were."""
@@ -129,9 +127,7 @@ class Ledger:
 
     # -- ending work
 
-    def finish(
-        self, table: Table, id: int, result: Draft | Figures, replies: Sequence[Reply] = ()
-    ) -> None:
+    def finish(self, table: Table, id: int, result: Draft | Figures, replies: Sequence[Reply] = ()) -> None:
         """A running row of this process is done."""
         if isinstance(result, Draft):
             values = {"text": result.text, "data": _json(result.data)}
@@ -210,10 +206,14 @@ class Ledger:
             names = {row[0] for row in self._db.execute("SELECT name FROM migrations")}
         known = [name for name, _ in MIGRATIONS]
         if unknown := sorted(names.difference(known)):
-            raise ResumeError(f"{self.path}: made by a newer version of unmix (step {unknown[0]}); update unmix to read it")
+            raise ResumeError(
+                f"{self.path}: made by a newer version of unmix (step {unknown[0]}); update unmix to read it"
+            )
         missing = [step for step in MIGRATIONS if step[0] not in names]
         if read_only and missing:
-            raise ResumeError(f"{self.path}: made by an older version of unmix; open it once for writing to bring it up")
+            raise ResumeError(
+                f"{self.path}: made by an older version of unmix; open it once for writing to bring it up"
+            )
         for name, script in missing:
             with self._write():
                 if self._db.execute("SELECT 1 FROM migrations WHERE name = ?", (name,)).fetchone():

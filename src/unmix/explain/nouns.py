@@ -59,8 +59,7 @@ def listed(names: Sequence[str], last: str) -> str:
 def families(words: Sequence[tuple[str, float]]) -> list[tuple[list[str], float]]:
     """Words with weights, grouped with their inflections and case variants; the weightiest family first.
 
-    Two words are one family where one begins with the other and adds at most three letters (or they share all but
-    such an ending): field/fields, compute/computed/computing. A family lists its words by weight.
+    Inflections (`akin`): field/fields, compute/computed/computing. A family lists its words by weight.
     """
     groups: list[dict[str, float]] = []
     for word, weight in sorted(words, key=lambda w: -w[1]):
@@ -75,20 +74,25 @@ def families(words: Sequence[tuple[str, float]]) -> list[tuple[list[str], float]
     return sorted(result, key=lambda family: -family[1])
 
 
-_ENDINGS = ("", "s", "es", "d", "ed", "ing", "er", "ers", "e", "ly", "y", "ies", "ion", "ions", "or", "ation", "al")
+_SHORT = frozenset({"", "s", "es", "ed", "ing", "e"})
+_LONG = _SHORT | {"d", "er", "ers", "ly", "ion", "ions", "ation", "ations"}
+_NEVER = ({"", "e"}, {"e", "ly"})
 
 
 def akin(a: str, b: str) -> bool:
-    """Whether two words differ by case or by common English endings only."""
+    """Whether two words differ by case or by common English endings only; the shorter the stem, the fewer endings."""
     a, b = a.casefold(), b.casefold()
     if a == b:
         return True
-    stem = 0
-    for x, y in zip(a, b):
-        if x != y:
-            break
-        stem += 1
-    return stem >= 3 and a.isalpha() and b.isalpha() and a[stem:] in _ENDINGS and b[stem:] in _ENDINGS
+    if not (a.isalpha() and b.isalpha()):
+        return False
+    stem = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    endings = {a[stem:], b[stem:]}
+    if endings == {"y", "ies"}:
+        return True
+    if stem < 3 or endings in _NEVER:
+        return False
+    return endings <= (_LONG if stem >= 4 else _SHORT)
 
 
 def family_name(words: Sequence[str]) -> str:

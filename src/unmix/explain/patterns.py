@@ -106,7 +106,7 @@ class Pattern(Config):
 
 def rule_places(slots: Sequence[Slot], grid: Grid) -> Int64[np.ndarray, " n"]:
     """Places that count and at which every slot holds, ascending."""
-    wanted = [(slot, [id for text in slot.texts if (id := grid.table.find(slot.level, text)) is not None]) for slot in slots]
+    wanted = [(slot, _ids(slot, grid)) for slot in slots]
     sizes = [sum(int(grid.totals(slot.back, slot.level)[id]) for id in ids) for slot, ids in wanted]
     start = int(np.argmin(sizes))
     slot, ids = wanted[start]
@@ -117,6 +117,12 @@ def rule_places(slots: Sequence[Slot], grid: Grid) -> Int64[np.ndarray, " n"]:
         if i != start:
             places = places[holds(grid, places, slot.back, slot.level, ids)]
     return places
+
+
+def _ids(slot: Slot, grid: Grid) -> list[int]:
+    """Level ids of a slot's texts, as far as the vocabulary has them."""
+    found = (grid.table.find(slot.level, text) for text in slot.texts)
+    return [id for id in found if id is not None]
 
 
 def holds(

@@ -85,7 +85,7 @@ def _outside_word(trigger: Slot, before: Sequence[Slot]) -> list[Slot]:
     inside, kept = all(text[:1].isalnum() for text in trigger.texts), list[Slot]()
     expected = 1
     for slot in sorted(before, key=lambda s: s.back):
-        inside = inside and slot.back == expected and slot.level == "token" or (
+        inside = (inside and slot.back == expected and slot.level == "token") or (
             inside and slot.back == expected and slot.level == "form" and trigger.level == "token"
         )
         inside = inside and all(text[-1:].isalnum() for text in slot.texts)

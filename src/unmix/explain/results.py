@@ -10,7 +10,7 @@ from unmix.core.errors import UnmixError
 from unmix.explain.clients.calls import Request
 
 
-class Failure(UnmixError):
+class LatentError(UnmixError):
     """One latent that could not be explained or scored. It becomes a failed row: never text, never a score."""
 
     def __init__(self, kind: str, message: str) -> None:
@@ -39,7 +39,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Question:
-    """Requests for an LLM and how its replies are read; `read` raises `Failure` for replies that say nothing."""
+    """Requests for an LLM and how its replies are read; `read` raises `LatentError` for replies that say nothing."""
 
     requests: tuple[Request, ...]
     read: Callable[[Sequence[str]], Draft | Figures]

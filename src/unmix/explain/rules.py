@@ -143,7 +143,9 @@ class Learner:
         fullest: list[tuple[int, Feature]] = []
         for back in range(DEPTH):
             for level in LEVELS:
-                if (back, level) in used or any(b == back and LEVELS.index(lv) <= LEVELS.index(level) for b, lv in used):
+                if (back, level) in used or any(
+                    b == back and LEVELS.index(lv) <= LEVELS.index(level) for b, lv in used
+                ):
                     continue
                 ids, k = np.unique(self.grid.level(level)[fired - back], return_counts=True)
                 order = np.argsort(-k, kind="stable")[: self.config.tried // 4]
@@ -171,9 +173,7 @@ class Learner:
             sibling = Feature(feature.back, feature.level, int(ids[i]))
             yield self._candidate((sibling,), places[~self.covered[places]], self.base)
 
-    def _candidate(
-        self, features: tuple[Feature, ...], places: Int64[np.ndarray, " n"], known: float
-    ) -> Candidate:
+    def _candidate(self, features: tuple[Feature, ...], places: Int64[np.ndarray, " n"], known: float) -> Candidate:
         fired = int(np.count_nonzero(self.fires[places]))
         share = float(self._shrunk(np.float64(fired), np.float64(len(places)), known))
         return Candidate(features, places, fired, share)
@@ -190,9 +190,7 @@ class Learner:
                 kept.append(candidate)
                 hits += candidate.fired
                 false += len(candidate.places) - candidate.fired
-        slots = [
-            tuple(sorted((f.slot(self.grid) for f in c.features), key=lambda s: s.back)) for c in kept
-        ]
+        slots = [tuple(sorted((f.slot(self.grid) for f in c.features), key=lambda s: s.back)) for c in kept]
         merged = merge_contexts(slots)
         self.covered[:] = False
         rules = [self._rule(one) for one in merged]

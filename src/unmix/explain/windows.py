@@ -13,9 +13,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from unmix.core.errors import ConfigError, DataError
+from unmix.core.errors import DataError
 from unmix.core.seeds import derive
 from unmix.explain.grids import Grid
+from unmix.explain.results import LatentError
 from unmix.explain.words import TokenTable
 from unmix.index.latent import Latent
 from unmix.index.reader import CoderIndex, LatentIndex
@@ -138,6 +139,7 @@ class LatentView:
         return grid.places(row[here], offset[here]), values[here]
 
     def require_firings(self) -> None:
-        """`DataError` where the latent never fires in the view's roles."""
+        """`LatentError` `NoFirings` where the latent never fires in the view's roles."""
         if not len(self.postings[0]):
-            raise ConfigError(f"latent {self.id} never fires in contexts of the role {' or '.join(self.view.roles)}")
+            roles = " or ".join(self.view.roles)
+            raise LatentError("NoFirings", f"latent {self.id} never fires in contexts of the role {roles}")

@@ -19,7 +19,7 @@ FIGURES = (
     ("l0", "latents firing a token (L0)", "{:.1f}"),
     ("ce_orig", "CE of the model, nats", "{:.3f}"),
     ("ce_spliced", "CE with the reconstruction spliced in", "{:.3f}"),
-    ("ce_zero_ablated", "CE with zeros spliced in", "{:.3f}"),
+    ("ce_ablated_zero", "CE with zeros spliced in", "{:.3f}"),
     ("ce_recovered", "CE recovered", "{:.3f}"),
     ("kl_spliced", "KL(original ‖ spliced), nats", "{:.3f}"),
     ("alive_fraction", "latents that fired", "{:.1%}"),

@@ -14,10 +14,13 @@ from unmix.viewer.wire import number
 
 BINS = 20
 RESAMPLES = 1000
-HEADLINES = ("f1", "correlation", "accuracy", "auc")
+HEADLINES = ("f1", "balanced_accuracy", "correlation", "pearson", "accuracy", "auc")
 """The first of these figures that was scored stands in the table of latents."""
-SIGNED = frozenset({"correlation"})
+SIGNED = frozenset({"correlation", "pearson"})
 """Figures between −1 and 1; the others lie between 0 and 1."""
+
+RANDOM = "random"
+"""`random:ngram` deals `ngram`'s explanations out to the wrong latents: what chance gives."""
 
 Key = tuple[str, str, str]
 """(explainer, scorer, figure)"""
@@ -39,7 +42,13 @@ class ExplanationRow(TypedDict):
 
 def is_baseline(row: ExplanationRow) -> bool:
     """Whether a row is there for comparison only."""
-    return bool(row.get("baseline")) or row["explainer"] == "random"
+    return row.get("baseline") is True or explainer_of(row["explainer"])[1]
+
+
+def explainer_of(name: str) -> tuple[str, bool]:
+    """`(explainer, whether it is its random baseline)` of a ledger's name: `random:ngram` → `("ngram", True)`."""
+    kind, _, source = name.partition(":")
+    return (source or name, True) if kind == RANDOM else (name, False)
 
 
 def flat_scores(scores: Mapping[str, Any] | None) -> list[Score]:
@@ -111,7 +120,7 @@ def _collect(rows: Sequence[ExplanationRow]) -> tuple[dict[Key, list[float]], di
         target = random if is_baseline(row) else own
         for score in flat_scores(row.get("scores")):
             if score["value"] is not None:
-                target[row["explainer"], score["scorer"], score["figure"]].append(score["value"])
+                target[explainer_of(row["explainer"])[0], score["scorer"], score["figure"]].append(score["value"])
     return own, random
 
 
@@ -162,7 +171,7 @@ def summarise(rows: Sequence[ExplanationRow]) -> list[SummaryRow]:
     own, random = _collect(rows)
     asked: dict[tuple[str, bool], int] = defaultdict(int)
     for row in rows:
-        asked[row["explainer"], is_baseline(row)] += 1
+        asked[explainer_of(row["explainer"])[0], is_baseline(row)] += 1
     entries = [(key, values, False) for key, values in own.items()]
     entries += [(key, values, True) for key, values in random.items()]
     entries.sort(key=lambda entry: (_figure_order(entry[0][2]), entry[0], entry[2]))
@@ -184,21 +193,32 @@ def _summary(key: Key, values: Sequence[float], asked: int, baseline: bool) -> S
 
 
 def summary_rows(given: Iterable[Mapping[str, Any]]) -> list[SummaryRow]:
-    """Rows that were summed up elsewhere, `{explainer, scorer, figure, mean, low, high, done, asked}`, as shown."""
-    return [
-        {
-            "explainer": str(row["explainer"]),
-            "scorer": str(row.get("scorer") or ""),
-            "figure": str(row.get("figure") or ""),
-            "mean": number(row.get("mean")),
-            "low": number(row.get("low")),
-            "high": number(row.get("high")),
-            "done": int(row.get("done") or 0),
-            "asked": int(row.get("asked") or 0),
-            "baseline": bool(row.get("baseline")) or row["explainer"] == "random",
-        }
-        for row in given
-    ]
+    """Rows that were summed up elsewhere, `{explainer, scorer, figure, mean, low, high, done, asked}`, as shown.
+
+    Each random baseline comes right after what it is the baseline of.
+    """
+    rows = [_shown_row(row) for row in given]
+    places = {key: place for place, key in enumerate(dict.fromkeys(map(_row_key, rows)))}
+    return sorted(rows, key=lambda row: (places[_row_key(row)], row["baseline"]))
+
+
+def _row_key(row: SummaryRow) -> Key:
+    return row["explainer"], row["scorer"], row["figure"]
+
+
+def _shown_row(row: Mapping[str, Any]) -> SummaryRow:
+    explainer, baseline = explainer_of(str(row["explainer"]))
+    return {
+        "explainer": explainer,
+        "scorer": str(row.get("scorer") or ""),
+        "figure": str(row.get("figure") or ""),
+        "mean": number(row.get("mean")),
+        "low": number(row.get("low")),
+        "high": number(row.get("high")),
+        "done": int(row.get("done") or 0),
+        "asked": int(row.get("asked") or 0),
+        "baseline": baseline or row.get("baseline") is True,
+    }
 
 
 def mean_interval(values: np.ndarray) -> tuple[float | None, float | None]:

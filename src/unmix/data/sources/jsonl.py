@@ -39,7 +39,14 @@ class JsonLines(Source):
                 raise DataError(f"{where}: expected an object, found {type(record).__name__}")
             document = record_document(record, self.config, where)
             if document is not None:
-                yield Document(document.text, f"{self.path.name}:{number}", document.label)
+                yield Document(_whole_characters(document.text), f"{self.path.name}:{number}", document.label)
 
     def report(self) -> dict[str, Any]:
         return {"kind": "jsonl", "path": self.path.name, "column": self.config.column}
+
+
+def _whole_characters(text: str) -> str:
+    """`text` without lone surrogates, which JSON can escape but UTF-8 and tokenizers cannot hold."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -23,7 +23,7 @@ class DirectExplainer(Protocol):
     config: Config
 
     def explain(self, latent: LatentView) -> Draft:
-        """The explanation of one latent; `Failure` where there is none to give."""
+        """The explanation of one latent; `LatentError` where there is none to give."""
         ...
 
 
@@ -35,7 +35,7 @@ class AskingExplainer(Protocol):
     config: Config
 
     def ask(self, latent: LatentView) -> Question:
-        """What to ask about one latent, and how to read the reply; `Failure` where there is nothing to show."""
+        """What to ask about one latent, and how to read the reply; `LatentError` where there is nothing to show."""
         ...
 
 

@@ -12,10 +12,12 @@ from unmix.core.config import Config
 from unmix.explain.clients.calls import Request, Sampling
 from unmix.explain.excerpts import marked_text, numbered, read_json, window_strings
 from unmix.explain.prompts import load_prompt
-from unmix.explain.results import Draft, Failure, Question
+from unmix.explain.results import Draft, Question
 from unmix.explain.windows import LatentView
 
 LONGEST = 300
+"""Characters above which a reply is an essay and no phrase."""
+_PLACEHOLDERS = frozenset({"your phrase", "n/a", "none", "unknown"})
 
 
 class LLMConfig(Config):
@@ -41,10 +43,9 @@ class LLMExplainer:
         self.prompt = load_prompt(config.prompt)
 
     def ask(self, latent: LatentView) -> Question:
-        """Windows with marks. `Failure` `NoFirings` where there is nothing to show."""
+        """Windows with marks. `LatentError` `NoFirings` where there is nothing to show."""
+        latent.require_firings()
         windows = latent.windows("quantiles", self.config.windows, self.config.context, seed=self.config.seed)
-        if not windows:
-            raise Failure("NoFirings", f"latent {latent.id} never fires in {' and '.join(latent.view.roles)} contexts")
         least = self.config.mark * max(float(np.abs(window.values).max()) for window in windows)
         texts = [
             marked_text(window_strings(window, latent.view), np.abs(window.values) >= max(least, 1e-12))
@@ -59,7 +60,7 @@ class LLMExplainer:
 
 
 def read_explanation(replies: Sequence[str]) -> str:
-    """The phrase in `{"explanation": "…"}`; `Failure` `BadReply` for anything else, empty or far too long."""
+    """The phrase in `{"explanation": "…"}`; `LatentError` `BadReply` for anything else, empty or far too long."""
     return str(read_json(replies[0], _phrase))
 
 
@@ -70,5 +71,5 @@ def _phrase(value: Any) -> str | None:
     if not isinstance(text, str):
         return None
     text = " ".join(text.split())
-    placeholder = not any(char.isalnum() for char in text) or text.casefold() in ("your phrase", "n/a", "none", "unknown")
-    return None if placeholder or len(text) > LONGEST else text
+    said = any(char.isalnum() for char in text) and text.casefold() not in _PLACEHOLDERS
+    return text if said and len(text) <= LONGEST else None

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from unmix.core.config import Config
 from unmix.explain.phrases import sentence
-from unmix.explain.results import Draft, Failure
+from unmix.explain.results import Draft, LatentError
 from unmix.explain.rules import LearnConfig, Learner
 from unmix.explain.windows import LatentView
 
@@ -24,14 +24,13 @@ class NgramExplainer:
         self.config = config
 
     def explain(self, latent: LatentView) -> Draft:
-        """The pattern and its line. `Failure`: `NoFirings`, or `NoPattern` where nothing repeats."""
+        """The pattern and its line. `LatentError`: `NoFirings`, or `NoPattern` where nothing repeats."""
         view = latent.view
+        latent.require_firings()
         places, values = latent.firings(view.sampled, view.grid)
-        if not len(places):
-            raise Failure("NoFirings", f"latent {latent.id} never fires in {' and '.join(view.roles)} contexts")
         pattern = Learner(view.grid, places, values, self.config).learn()
         if not pattern.rules:
-            raise Failure("NoPattern", f"latent {latent.id}: no token or context repeats in {len(places)} firings")
+            raise LatentError("NoPattern", f"latent {latent.id}: no token or context repeats in {len(places)} firings")
         return Draft(
             sentence(pattern),
             {

@@ -1,4 +1,4 @@
-"""`tokens`: where a latent's activation lies, by token, by the token before, by kind and by place. No language model."""
+"""`tokens`: where a latent's activation lies, by token, token before, kind and place. No language model."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from jaxtyping import Float, Int64
 
 from unmix.core.config import Config
 from unmix.explain.grids import Grid, spread, whole_word
-from unmix.explain.nouns import KIND_MANY, families, listed, quoted, token_name
+from unmix.explain.nouns import KIND_MANY, families, family_name, listed, quoted, token_name
 from unmix.explain.patterns import Pattern, Rule, Slot
-from unmix.explain.results import Draft, Failure
+from unmix.explain.results import Draft
 from unmix.explain.windows import LatentView
 from unmix.explain.words import KINDS, Level
 
@@ -39,11 +39,10 @@ class TokensExplainer:
         self.config = config
 
     def explain(self, latent: LatentView) -> Draft:
-        """The line, the tables and the pattern. `Failure` `NoFirings` where there is nothing to count."""
+        """The line, the tables and the pattern. `LatentError` `NoFirings` where there is nothing to count."""
         view, grid = latent.view, latent.view.grid
+        latent.require_firings()
         places, values = latent.firings(view.sampled, grid)
-        if not len(places):
-            raise Failure("NoFirings", f"latent {latent.id} never fires in {' and '.join(view.roles)} contexts")
         mass = np.abs(values).astype(np.float64)
         mass /= mass.sum() or 1.0
         tables = self._tables(grid, places, mass)
@@ -56,7 +55,7 @@ class TokensExplainer:
         words = [(whole_word(grid, int(places[i])), float(mass[i])) for i in some]
         top, total = _summed(words), sum(weight for _, weight in words) or 1.0
         grouped = families(top)
-        first = {word for word in grouped[0][0]} if grouped else set[str]()
+        first = set(grouped[0][0]) if grouped else set[str]()
         inside = np.array([word in first for word, _ in words], bool)
         offsets = places % grid.width - (grid.width - grid.length)
         sixteenths = np.bincount(offsets * 16 // grid.length, weights=mass, minlength=16)
@@ -70,7 +69,11 @@ class TokensExplainer:
         }
 
     def _pattern(
-        self, grid: Grid, places: Int64[np.ndarray, " n"], values: Float[np.ndarray, " n"], mass: Float[np.ndarray, " n"]
+        self,
+        grid: Grid,
+        places: Int64[np.ndarray, " n"],
+        values: Float[np.ndarray, " n"],
+        mass: Float[np.ndarray, " n"],
     ) -> Pattern:
         """Tokens whose share of firing occurrences can raise F1 (as in `rules.py`), with their mean activation."""
         ids, inverse = np.unique(grid.level("token")[places], return_inverse=True)
@@ -126,21 +129,22 @@ def sentence(tables: dict[str, Any]) -> str:
     for names, share in named[:3]:
         if shown and (held >= 0.75 or share < 0.08):
             break
-        shown.append(_family(names))
+        shown.append(family_name(names))
         held += share
     if len(shown) == 1 and held >= 0.4:
-        return f"{shown[0]} ({held:.0%} of activation){_before(tables['previous_of_first'])}{_start(tables)}"
+        before = _before(tables["previous_of_first"])
+        return f"{_alone(named[0][0])} ({held:.0%} of activation){before}{_start(tables)}"
     if held >= 0.5:
         return f"{listed(shown, 'and')} ({held:.0%} of activation){_before(tables['previous'])}{_start(tables)}"
     if kind_share >= 0.75 and kind not in ("word", "piece"):
-        top = listed([_family(names) for names, _ in named[:2]], "and")
+        top = listed([family_name(names) for names, _ in named[:2]], "and")
         return f"{KIND_MANY[kind]} ({kind_share:.0%} of activation), most of all {top}{_before(tables['previous'])}"
-    top = [_family(names) for names, _ in named[:4]]
+    top = ", ".join(family_name(names) for names, _ in named[:4])
     part = sum(share for _, share in named[:4])
-    return f"many tokens, {', '.join(top)} first ({part:.0%} of activation){_before(tables['previous'])}{_start(tables)}"
+    return f"many tokens, {top} first ({part:.0%} of activation){_before(tables['previous'])}{_start(tables)}"
 
 
-def _family(names: list[str]) -> str:
+def _alone(names: list[str]) -> str:
     if len(names) == 1:
         return token_name(names[0])
     return f"{quoted(min(names, key=len))} and its forms"

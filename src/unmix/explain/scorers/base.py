@@ -27,7 +27,7 @@ class DirectScorer(Protocol):
         ...
 
     def score(self, latent: LatentView, explanation: Draft) -> Figures:
-        """The score; `Failure` where it cannot be told."""
+        """The score; `LatentError` where it cannot be told."""
         ...
 
 
@@ -44,7 +44,7 @@ class AskingScorer(Protocol):
         ...
 
     def ask(self, latent: LatentView, explanation: Draft) -> Question:
-        """What to ask, and how to read the replies; `Failure` where there are too few windows."""
+        """What to ask, and how to read the replies; `LatentError` where there are too few windows."""
         ...
 
 

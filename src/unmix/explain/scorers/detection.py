@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
+
 from unmix.core.config import Config
 from unmix.core.seeds import derive
 from unmix.explain.excerpts import marked_text, window_strings
+from unmix.explain.grids import spread
 from unmix.explain.prompts import load_prompt
-from unmix.explain.results import Draft, Failure, Question
+from unmix.explain.results import Draft, LatentError, Question
 from unmix.explain.scorers.judging import FIGURES, LEAST, JudgeConfig, question
 from unmix.explain.windows import LatentView
 
@@ -34,14 +37,17 @@ class DetectionScorer:
         return bool(explanation.text)
 
     def ask(self, latent: LatentView, explanation: Draft) -> Question:
-        """Questions over windows. `Failure` `TooFewWindows` below four of either kind."""
+        """Questions over windows. `LatentError` `TooFewWindows` below four of either kind."""
         config = self.config
         firing = latent.windows("quantiles", config.windows, config.context, centred=False, seed=config.seed)
         silent = latent.negatives(min(config.windows, len(firing)), config.context, centred=False, seed=config.seed)
-        firing = firing[: len(silent)] if len(silent) < len(firing) else firing
+        firing = [firing[i] for i in spread(np.arange(len(firing)), len(silent))]
         if min(len(firing), len(silent)) < LEAST:
-            raise Failure("TooFewWindows", f"latent {latent.id}: {len(firing)} windows with and {len(silent)} without "
-                          f"firings to score on, expected {LEAST} of each")  # fmt: skip
+            raise LatentError(
+                "TooFewWindows",
+                f"latent {latent.id}: {len(firing)} windows with and {len(silent)} without firings to score on, "
+                f"expected {LEAST} of each",
+            )
         texts = [marked_text(window_strings(window, latent.view)) for window in [*firing, *silent]]
         truth = [True] * len(firing) + [False] * len(silent)
         seed = derive(config.seed, "detection", latent.id)

@@ -14,7 +14,7 @@ from unmix.core.config import Config
 from unmix.core.seeds import derive
 from unmix.explain.excerpts import marked_text, window_strings
 from unmix.explain.prompts import load_prompt
-from unmix.explain.results import Draft, Failure, Question
+from unmix.explain.results import Draft, LatentError, Question
 from unmix.explain.scorers.judging import FIGURES, LEAST, JudgeConfig, question
 from unmix.explain.windows import LatentView
 from unmix.index.windows import Window
@@ -41,15 +41,18 @@ class FuzzingScorer:
         return bool(explanation.text)
 
     def ask(self, latent: LatentView, explanation: Draft) -> Question:
-        """Questions over windows. `Failure` `TooFewWindows` below four of either kind."""
+        """Questions over windows. `LatentError` `TooFewWindows` below four of either kind."""
         config = self.config
         rng = np.random.default_rng(derive(config.seed, "fuzzing", latent.id))
         windows = latent.windows("quantiles", 2 * config.windows, config.context, centred=False, seed=config.seed)
         roomy = [w for w in windows if 2 * np.count_nonzero(w.values) <= len(w.values)]
         half = len(roomy) // 2
         if half < LEAST:
-            raise Failure("TooFewWindows", f"latent {latent.id}: {len(roomy)} windows in which it fires on at most "
-                          f"half of the tokens, expected {2 * LEAST}")  # fmt: skip
+            raise LatentError(
+                "TooFewWindows",
+                f"latent {latent.id}: {len(roomy)} windows in which it fires on at most half of the tokens, "
+                f"expected {2 * LEAST}",
+            )
         order = rng.permutation(len(roomy))
         right, wrong = order[:half], order[half : 2 * half]
         texts = [marked_text(window_strings(roomy[i], latent.view), roomy[i].values != 0) for i in right]

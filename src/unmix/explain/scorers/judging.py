@@ -38,7 +38,7 @@ def question(
     texts: Sequence[str], truth: Sequence[bool], explanation: str, prompt: Prompt, config: JudgeConfig, seed: int
 ) -> Question:
     """Texts in a seeded order, cut into batches; the reader wants exactly one answer for each text."""
-    order = np.random.default_rng(seed).permutation(len(texts))
+    order: list[int] = np.random.default_rng(seed).permutation(len(texts)).tolist()
     batches = [order[i : i + config.batch] for i in range(0, len(order), config.batch)]
     requests = tuple(
         Request(
@@ -68,7 +68,7 @@ def judged(truth: np.ndarray, said: np.ndarray) -> Figures:
 
 
 def read_answers(reply: str, n: int) -> list[bool]:
-    """`n` answers from `{"answers": [1, 0, …]}` or a bare list; `Failure` `BadReply` for any other count or value."""
+    """`n` answers from `{"answers": [1, 0, …]}` or a bare list; `LatentError` for any other count or value."""
 
     def wanted(value: Any) -> list[bool] | None:
         if isinstance(value, dict):

@@ -20,7 +20,7 @@ from unmix.core.seeds import derive
 from unmix.explain.grids import Grid
 from unmix.explain.measures import confusion, pearson
 from unmix.explain.patterns import Pattern
-from unmix.explain.results import Draft, Failure, Figures
+from unmix.explain.results import Draft, Figures
 from unmix.explain.windows import LatentView
 
 
@@ -46,10 +46,9 @@ class PatternScorer:
         return "pattern" in explanation.data
 
     def score(self, latent: LatentView, explanation: Draft) -> Figures:
-        """Figures over tokens. `Failure` `NoFirings` where the latent never fires in the scoring contexts."""
+        """Figures over tokens. `LatentError` `NoFirings` where the latent never fires in the scoring contexts."""
         pattern = Pattern.from_json(explanation.data["pattern"])
-        if not len(latent.postings[0]):
-            raise Failure("NoFirings", f"latent {latent.id} never fires in {' and '.join(latent.view.roles)} contexts")
+        latent.require_firings()
         contexts, grid, weights = self.sample(latent)
         places, values = latent.firings(contexts, grid)
         hits, predicted = pattern.match(grid)
@@ -72,10 +71,17 @@ class PatternScorer:
                 "recall": counts.recall,
                 "mass_recall": float(mass[says].sum() / mass.sum()),
             },
-            {"contexts": grid.n_contexts, "tokens": grid.trials, "firings": len(places), "weighted": bool((weights != 1).any())},
+            {
+                "contexts": grid.n_contexts,
+                "tokens": grid.trials,
+                "firings": len(places),
+                "weighted": bool((weights != 1).any()),
+            },
         )
 
-    def sample(self, latent: LatentView) -> tuple[Int64[np.ndarray, " contexts"], Grid, Float64[np.ndarray, " contexts"]]:
+    def sample(
+        self, latent: LatentView
+    ) -> tuple[Int64[np.ndarray, " contexts"], Grid, Float64[np.ndarray, " contexts"]]:
         """Contexts (ascending), laid out, and how many contexts each of them stands for."""
         view = latent.view
         everything, uniform = view.contexts, view.sampled
