@@ -128,8 +128,10 @@ class Ledger:
     # -- ending work
 
     def finish(self, table: Table, id: int, result: Draft | Figures, replies: Sequence[Reply] = ()) -> None:
-        """A running row of this process is done."""
+        """A running row of this process is done. `ValueError` for a blank text or a figure that is not finite."""
         if isinstance(result, Draft):
+            if not result.text.strip():
+                raise ValueError("a blank text is a failure, not an explanation")
             values = {"text": result.text, "data": _json(result.data)}
         else:
             values = {"figures": _json(result.values), "counted": _json(result.counted)}

@@ -48,14 +48,13 @@ def _compute(ledger: Ledger, table: Table, jobs: Sequence[Job], bar: Task) -> No
             continue
         try:
             result = job.run()
+            assert not isinstance(result, Question), "a question without a client"
+            ledger.finish(table, job.id, result)
         except LatentError as failure:
             ledger.fail(table, job.id, failure.kind, str(failure))
         except BaseException:
             ledger.release(table, job.id)
             raise
-        else:
-            assert not isinstance(result, Question), "a question without a client"
-            ledger.finish(table, job.id, result)
         bar.advance()
 
 

@@ -121,5 +121,3 @@ def strongest(coder: SparseCoder, row: tuple[Tensor, Tensor]) -> list[tuple[int,
     indices, values = row
     order = values.abs().argsort(descending=True, stable=True)[:SHOWN_LATENTS]
     return [(int(indices[j]), float(values[j])) for j in order if float(values[j]) != 0]
-
-

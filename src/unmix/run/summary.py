@@ -36,9 +36,9 @@ def print_summary(context: RunContext, walked: Walk) -> None:
     if context.evaluation_file.is_file():
         console.print(evaluation_table(context.evaluation()))
     if context.ledger_file.is_file():
-        from unmix.run.explaining import summary_rows
+        from unmix.run.explaining import SHOWN_FIGURES, summary_rows
 
-        rows = summary_rows(context)
+        rows = [row for row in summary_rows(context) if row["figure"] in SHOWN_FIGURES]
         if rows:
             console.print(score_table(rows))
     console.print(f"run     {context.folder}")

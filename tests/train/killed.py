@@ -1,0 +1,109 @@
+"""Trains in forked children that are killed at chosen moments and resumed; run as `python killed.py FOLDER CASE …`.
+
+A case is `KIND:MOMENT[:MOMENT …]`: one child after another dies at its moment, the last one runs to the end. Writes
+`FOLDER/CASE/final/` (a checkpoint) and `FOLDER/CASE/metrics.jsonl`. One process imports torch once for all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unmix.core import atomic
+from unmix.train import checkpoint, metrics_log
+from unmix.train.checkpoint import save_checkpoint
+from unmix.train.config import OptimConfig
+from unmix.train.source import TensorSource
+from unmix.train.trainer import Trainer
+
+from .toys import coder_config, planted
+
+
+def die() -> None:
+    """As the system kills: no handler runs."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def after(owner: Any, name: str, calls: int, run: bool = True) -> None:
+    """Die in the `calls`-th call of `owner.name`, once it is done (or, without `run`, before it begins)."""
+    inner: Callable[..., Any] = getattr(owner, name)
+    seen = 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == calls and not run:
+            die()
+        result = inner(*args, **kwargs)
+        if seen == calls:
+            die()
+        return result
+
+    setattr(owner, name, counted)
+
+
+def half_a_line(self: metrics_log.MetricsLog, record: dict[str, Any]) -> None:
+    """The disk took the beginning of a line only."""
+    with self.path.open("a", encoding="utf-8") as handle:
+        handle.write('{"step": 6, "lo')
+    die()
+
+
+def arm(moment: str) -> None:
+    """Set the trap: checkpoints fall on steps 7, 14, 21 and 28, log lines on every third step."""
+    name, _, number = moment.partition("@")
+    if name == "step":
+        after(Trainer, "step", int(number))
+    elif name == "saving":
+        after(checkpoint, "save_file", int(number))
+    elif name == "exchange":
+        after(atomic, "_exchange", int(number))
+    elif name == "unexchanged":
+        after(atomic, "_exchange", int(number), run=False)
+    elif name == "manifest":
+        after(checkpoint, "write_manifest", int(number), run=False)
+    elif name == "gap":
+        atomic._exchange = lambda one, other: False
+        after(Path, "rename", int(number))
+    elif name == "line":
+        metrics_log.MetricsLog.write = half_a_line
+    elif name != "never":
+        raise ValueError(moment)
+
+
+def train(folder: Path, kind: str, moment: str) -> None:
+    """One child's life."""
+    arm(moment)
+    optim = OptimConfig(
+        batch=32, tokens=960, init_rows=64, lr=5e-3, checkpoint_every=7, log_every=3, dead_after=64,
+        sparsity=0.01 if kind in ("relu", "jumprelu") else 0.0,
+    )  # fmt: skip
+    trainer = Trainer(coder_config(kind), TensorSource(planted(400, 8, 12, 2)[0]), optim, folder, "key")
+    trainer.run()
+    save_checkpoint(folder / "final", "key", trainer.coder, trainer.optimiser, trainer.state)
+
+
+def main(root: Path, cases: list[str]) -> None:
+    """Every case, each child in a process of its own."""
+    torch.set_num_threads(1)
+    for case in cases:
+        kind, *moments = case.split(":")
+        for moment in [*moments, "never"]:
+            child = os.fork()
+            if child == 0:
+                train(root / case, kind, moment)
+                os._exit(0)
+            _, status = os.waitpid(child, 0)
+            killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+            if killed != (moment != "never") or (not killed and os.WEXITSTATUS(status)):
+                raise SystemExit(f"{case}: the child of {moment!r} ended with status {status}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
