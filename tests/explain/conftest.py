@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from explain.planted import planted_index
 from unmix.explain.windows import View, open_view
 from unmix.index.reader import LatentIndex

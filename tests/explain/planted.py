@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from unmix.coder.codes import Codes
 from unmix.data.config import ROLES
 from unmix.index.build import IndexBatch, build_index

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from explain.planted import CAT, DEF, DOG, NOISE, NUMBERS, RETURN, TRANSFORMER, WALK
 from unmix.core.errors import DataError
 from unmix.explain.explainers.ngram import NgramExplainer

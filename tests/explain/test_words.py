@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from unmix.explain.nouns import akin, families, family_name, listed, quoted, token_name
 from unmix.explain.words import KINDS, TokenTable, form_of, kind_of
 
@@ -62,4 +63,9 @@ def test_names_show_what_is_invisible() -> None:
         "a space", "the start of the text",
     ]  # fmt: skip
     assert [quoted(t) for t in ('say "x"', "a\u202eb", "'\"")] == ["'say \"x\"'", '"a‹U+202E›b"', "`'\"`"]
-    assert [listed(names, "or") for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["", "a", "a or b", "a, b or c"]
+    assert [listed(names, "or") for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == [
+        "",
+        "a",
+        "a or b",
+        "a, b or c",
+    ]

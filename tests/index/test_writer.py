@@ -98,12 +98,15 @@ def test_batches_and_budget_leave_no_trace_in_any_byte(
     assert one.hash == many.hash
 
 
-def test_a_tiny_budget_really_spills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream, count = make_stream(3), 0
+def test_a_tiny_budget_really_spills(tmp_path: Path) -> None:
+    stream = make_stream(3)
     with IndexWriter(tmp_path / "i", {"a": 5}, stream.context, budget_bytes=1) as writer:
         feed(writer, stream, batch=2)
-        count = len(list(next(tmp_path.glob(".i.*.tmp")).glob(".spills/a/*")))
+        spills = list(next(tmp_path.glob(".i.*.tmp")).glob(".spills/a/*"))
+        count = len(spills)
+        local = np.concatenate([np.fromfile(spill / "positions.bin", np.uint32) for spill in spills])
     assert count == len(stream.tokens) // 2
+    assert local.max() < 2 * stream.context  # counted from the spill's own start: u32 must last past 2^32 positions
     assert not list((tmp_path / "i").rglob(".spills"))
 
 

@@ -46,7 +46,10 @@ def test_built_in_runs_are_valid(name: str) -> None:
         ({"coder": {"hook": "x", "k": 100, "n_latents": 64}}, "k is 100, larger than n_latents = 64"),
         ({"coder": {"hook": "x", "k": 0}}, "coder.k: Input should be greater than 0"),
         ({"train": {"warmup": 0.8, "decay": 0.5}}, r"warmup \+ decay is 1\.3, at most 1"),
-        ({"explain": {"scorers": []}}, "explain.scorers: at least one is needed"),
+        ({"explain": {"scorers": []}}, "explain: at least one scorer is needed"),
+        ({"explain": {"explainers": ["ngramm"]}}, "unknown explainer 'ngramm'. Did you mean 'ngram'"),
+        ({"explain": {"scorers": ["fuzzing"]}}, "scorer 'fuzzing' asks a language model: set client.base_url"),
+        ({"explain": {"explainers": ["llm"]}}, "explainer 'llm' asks a language model"),
     ],
 )
 def test_bad_fields(tmp_path: Path, change: dict[str, Any], message: str) -> None:

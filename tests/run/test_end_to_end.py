@@ -32,7 +32,9 @@ def environment() -> dict[str, str]:
 
 def kill_in(stage: str, arguments: list[str], delay: float) -> bool:
     """Start, wait until `stage` begins, then SIGKILL after `delay` seconds. False where the run ended before."""
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment())
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment()
+    )
     assert process.stderr is not None
     seen = False
     with process.stderr:
@@ -122,9 +124,7 @@ def test_two_processes_cannot_work_in_one_run(run_file: Path, tmp_path: Path) ->
 
     out = tmp_path / "out"
     with folder_lock(out):
-        refused = subprocess.run(
-            command(run_file, out), capture_output=True, text=True, env=environment(), check=False
-        )
+        refused = subprocess.run(command(run_file, out), capture_output=True, text=True, env=environment(), check=False)
     assert refused.returncode == 2
     assert f"another process (pid {os.getpid()}) is working in this run" in refused.stderr
 

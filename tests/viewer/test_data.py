@@ -74,6 +74,12 @@ def rows() -> list[ExplanationRow]:
     ]
 
 
+def test_a_given_order_comes_first(index: LatentIndex) -> None:
+    table = collect(index, "layers.1", FACTS, explanations=rows(), order=[9, 3]).latents
+    assert table["ids"][:4] == [9, 3, 5, 7]
+    assert sorted(table["ids"]) == list(range(N_LATENTS))
+
+
 def test_the_table_puts_the_meaningful_first(index: LatentIndex) -> None:
     table = collect(index, "layers.1", FACTS, explanations=rows()).latents
     assert table["ids"][:3] == [5, 3, 7]

@@ -63,7 +63,7 @@ def _add(parts: dict[tuple[str, str], Part], rule: Rule) -> None:
     trigger = next((slot for slot in rule.slots if slot.back == 0), None)
     before = [slot for slot in rule.slots if slot.back > 0]
     if trigger is not None and trigger.level != "kind":
-        before = _outside_word(trigger, before)
+        before = _outside_word(rule, trigger, before)
     context = context_phrase(before, skipped=trigger is None)
     qualifier = "" if rule.share >= SURE else "often " if rule.share >= LIKELY else "sometimes "
     part = parts.setdefault((qualifier, context), Part(qualifier, []))
@@ -80,19 +80,16 @@ def _add(parts: dict[tuple[str, str], Part], rule: Rule) -> None:
         part.fixed += [(name, weight * share) for name, share in fixed]
 
 
-def _outside_word(trigger: Slot, before: Sequence[Slot]) -> list[Slot]:
-    """Context slots that are not the beginning of the trigger's own word."""
-    inside, kept = all(text[:1].isalnum() for text in trigger.texts), list[Slot]()
-    expected = 1
-    for slot in sorted(before, key=lambda s: s.back):
-        inside = (inside and slot.back == expected and slot.level == "token") or (
-            inside and slot.back == expected and slot.level == "form" and trigger.level == "token"
-        )
-        inside = inside and all(text[-1:].isalnum() for text in slot.texts)
-        if not inside:
+def _outside_word(rule: Rule, trigger: Slot, before: Sequence[Slot]) -> list[Slot]:
+    """Context slots that are not the beginning of the trigger's own written word."""
+    total = sum(count for _, count in rule.words)
+    heads = [text.strip().casefold() for text in trigger.texts]
+    kept: list[Slot] = []
+    for expected, slot in enumerate(sorted(before, key=lambda s: s.back), 1):
+        heads = [text.strip().casefold() + head for head in heads for text in slot.texts if text.strip()]
+        held = sum(count for word, count in rule.words if any(head in word.casefold() for head in heads))
+        if kept or slot.back != expected or 2 * held <= total:
             kept.append(slot)
-        inside = inside and all(text[:1].isalnum() for text in slot.texts)
-        expected = slot.back + 1
     return kept
 
 

@@ -69,7 +69,7 @@ class View:
         """The vocabulary; where the index holds none, tokens are named by id."""
         vocab = self.index.store.vocab
         if vocab is None:
-            vocab = [f"<{i}>" for i in range(int(self.index.tokens.max(initial=-1)) + 1)]
+            vocab = [f"<{i}>" for i in range(int(self.index.tokens.max()) + 1)]
         return TokenTable(vocab)
 
     @cached_property

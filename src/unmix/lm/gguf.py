@@ -32,10 +32,11 @@ def converted(file: Path) -> Path:
     The folder is named by the file's SHA-256, so another file never finds it. A folder that is not whole is made
     again. Raises `ModelError` for a file that is not GGUF or is cut short.
     """
-    check_gguf(file)
     folder = cache_root() / sha256_file(file)
     if _is_whole(folder):
         return folder
+    # Only now: reading the headers takes seconds where they hold a vocabulary.
+    check_gguf(file)
     log.info("%s: converting to %s, once", file.name, folder)
     model, tokenizer = _dequantise(file)
     try:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from unmix.core.config import Config, Count, apply_overrides, build, operational, read_yaml
 from unmix.core.errors import ConfigError, did_you_mean
 from unmix.data.config import DataConfig
+from unmix.explain.explainers import EXPLAINERS
+from unmix.explain.scorers import SCORERS
 from unmix.train.config import CoderSpec, OptimConfig
 
 BUILTIN = "builtin:"
@@ -77,12 +79,17 @@ class ExplainConfig(Config):
     """Score explanations of other latents too: what chance would give."""
     client: ClientConfig | None = None
 
-    @field_validator("explainers", "scorers")
-    @classmethod
-    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
-            raise ValueError("at least one is needed")
-        return value
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for registry, chosen in ((EXPLAINERS, self.explainers), (SCORERS, self.scorers)):
+            if not chosen:
+                raise ValueError(f"at least one {registry.noun} is needed")
+            for name in chosen:
+                if name not in registry.names():
+                    raise ValueError(f"unknown {registry.noun} {name!r}. {did_you_mean(name, registry.names())}")
+                if self.client is None and hasattr(registry.get(name), "ask"):
+                    raise ValueError(f"{registry.noun} {name!r} asks a language model: set client.base_url and .model")
+        return self
 
 
 class ReportConfig(Config):

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unmix.core.errors import ConfigError
-from unmix.explain.explainers import EXPLAINERS
 from unmix.explain.ledger import Ledger
 from unmix.explain.pipeline import explain, score
-from unmix.explain.scorers import SCORERS
 from unmix.explain.table import RANDOM, summary
-from unmix.run.config import ClientConfig, RunConfig
+from unmix.run.config import ClientConfig
 from unmix.run.context import RunContext
 
 if TYPE_CHECKING:
@@ -19,14 +16,6 @@ if TYPE_CHECKING:
 
 SHOWN_FIGURES = ("f1", "pearson", "balanced_accuracy")
 """Figures in the summary at the end of a run; the ledger holds all."""
-
-
-def check_methods(config: RunConfig) -> None:
-    """`ConfigError` for an explainer or scorer that does not exist, before any stage has worked."""
-    for name in config.explain.explainers:
-        EXPLAINERS.get(name)
-    for name in config.explain.scorers:
-        SCORERS.get(name)
 
 
 def client_of(config: ClientConfig | None) -> Client | None:
@@ -120,7 +109,5 @@ def latent_order(context: RunContext) -> list[int]:
     """Latents in the order they are shown: plainly meaningful ones first."""
     from unmix.explain.ranking import ranked
 
-    if not context.ledger_file.is_file():
-        raise ConfigError(f"{context.ledger_file}: not there yet; run the stage `explain` first")
     with Ledger(context.ledger_file, read_only=True) as ledger:
         return ranked(ledger, context.index, context.coder_name)

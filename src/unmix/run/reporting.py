@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unmix.core.progress import log
 from unmix.run.context import RunContext
-from unmix.run.explaining import explanation_rows, summary_rows
+from unmix.run.explaining import explanation_rows, latent_order, summary_rows
 from unmix.viewer.data import RunFacts, collect
 from unmix.viewer.report import write_report
 
@@ -54,6 +54,7 @@ def run_data(context: RunContext) -> ReportData:
         explanations=explanation_rows(context) if ledger else (),
         summary=summary_rows(context) if ledger else None,
         logits=LatentLogits(context),
+        order=latent_order(context) if ledger else (),
         windows=config.report.windows,
         context=config.report.context,
     )

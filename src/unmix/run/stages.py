@@ -28,8 +28,10 @@ def check_early(context: RunContext) -> None:
 
 def tokens(context: RunContext) -> None:
     """Text to token shards."""
+    from unmix.data.corpora import find_source
     from unmix.data.tokenise import tokenise
 
+    find_source(context.config.data)  # a wrong path is said before a model is loaded
     check_early(context)
     tokenise(context.config.data, context.lm.tokenizer, context.tokens_folder)
 

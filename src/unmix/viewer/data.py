@@ -61,6 +61,7 @@ def collect(
     explanations: Iterable[ExplanationRow] = (),
     summary: Iterable[Mapping[str, Any]] | None = None,
     logits: LogitSource | None = None,
+    order: Sequence[int] = (),
     n_latents: int = PAGES,
     windows: int = 24,
     context: tuple[int, int] = (20, 8),
@@ -72,6 +73,7 @@ def collect(
         explanations: rows of the ledger (`ExplanationRow`); random ones feed the baselines only.
         summary: means over latents that were computed elsewhere; by default they are computed from the rows.
         logits: gives the tokens that a latent promotes and suppresses.
+        order: latents that the table starts with, in this order; the others follow as `latent_table` ranks them.
         n_latents: how many latents get a page in a static report: the most meaningful, explained ones in any case.
         windows: windows on a page.
         context: tokens before and after a window's peak.
@@ -87,7 +89,7 @@ def collect(
                 f"explanations name latent {row['latent']}; {coder_name!r} has latents 0 to {coder.n_latents - 1}"
             )
     by_latent = explanations_by_latent(rows)
-    table = latent_table(coder, index, by_latent)
+    table = latent_table(coder, index, by_latent, order)
     measured = cast("Mapping[str, Any]", (evaluation or {}).get("metrics", evaluation or {}))
     explained = set(by_latent)
     return ReportData(
@@ -117,12 +119,16 @@ def _run_info(index: LatentIndex, coder: CoderIndex, facts: RunFacts) -> RunInfo
     }
 
 
-def latent_table(coder: CoderIndex, index: LatentIndex, by_latent: Mapping[int, list[Explanation]]) -> LatentTable:
-    """All latents, the most meaningful first: scored (best first), explained, alive, dense, never firing."""
+def latent_table(
+    coder: CoderIndex, index: LatentIndex, by_latent: Mapping[int, list[Explanation]], first: Sequence[int] = ()
+) -> LatentTable:
+    """All latents: those of `first`, then the most meaningful: scored (best first), explained, alive, dense, silent."""
     wanted = headline(one for found in by_latent.values() for one in found)
     best = {latent: _best(found, wanted) for latent, found in by_latent.items()}
     frequency = np.asarray(coder.frequency, np.float64)
-    order = sorted(range(coder.n_latents), key=lambda i: _rank(i, best.get(i), float(frequency[i])))
+    given = dict.fromkeys(first)
+    rest = (i for i in range(coder.n_latents) if i not in given)
+    order = [*given, *sorted(rest, key=lambda i: _rank(i, best.get(i), float(frequency[i])))]
     tokens = _table_tokens(coder, index)
     return {
         "ids": order,
