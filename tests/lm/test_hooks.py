@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from unmix.core.errors import ModelError
-from unmix.lm import LanguageModel
+from unmix.lm import LanguageModel, load_model
 from unmix.lm.sites import Site
 
 from .families import CONFIGS, some_tokens, tiny
@@ -162,3 +162,35 @@ def test_a_plain_module_has_module_paths_only() -> None:
         lm.width("1")
     with pytest.raises(ModelError, match=r"unknown hook 'layers\.0'\. Hooks look like"):
         lm.hook("layers.0")
+
+
+def test_hook_points_of_a_transformer_lens_model_are_modules() -> None:
+    """Its hook names are paths of identity modules, so they work as they are, refused ones included."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hook_resid_pre, self.hook_resid_post, self.mlp = nn.Identity(), nn.Identity(), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.hook_resid_pre(x)
+            return self.hook_resid_post(x + self.mlp(x))
+
+    class Lens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.blocks = nn.Embedding(10, 4), nn.ModuleList([Block(), Block()])
+            self.ln_final = nn.ModuleDict({"hook_normalized": nn.Identity()})
+            self.tokenizer = range(10)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            x = self.embed(tokens)
+            for block in self.blocks:
+                x = block(x)
+            return self.ln_final["hook_normalized"](x)
+
+    lm, tokens = load_model(Lens()), torch.tensor([[1, 2, 3]])
+    acts = lm.capture(tokens, ["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre", "ln_final.hook_normalized"])
+    assert torch.equal(acts["blocks.0.hook_resid_post"], acts["blocks.1.hook_resid_pre"])
+    assert torch.equal(lm.run(tokens).logits, acts["ln_final.hook_normalized"])
+    assert lm.width("blocks.1.hook_resid_post") == 4

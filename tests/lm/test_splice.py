@@ -339,6 +339,11 @@ def test_error_mode_is_checked() -> None:
         error_mode("both")
 
 
+def test_two_edits_of_one_place_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"resid_post\.1: two edits of blocks\.1\.resid_post"):
+        tiny("llama").spliced_logits(some_tokens(), {"layers.1": torch.clone, "resid_post.1": torch.clone})
+
+
 def test_an_edit_of_another_shape_is_refused() -> None:
     with pytest.raises(
         ModelError, match=r"blocks.1.resid_post: the edit returned \[2, 9\], the activation is \[2, 9, 16\]"

@@ -137,7 +137,7 @@ def test_a_loss_that_is_no_number_from_auxk_alone_is_dropped() -> None:
     coder, x = make_coder("topk-after", 5, 12, 3), make_input(30, 5, "normal")
     with torch.no_grad():
         coder.W_dec[1] = 1e200
-    assert float(AuxK(1 / 32, 2)(make_step(coder, x, [1, 2]))) == 0.0
+    assert AuxK(1 / 32, 2)(make_step(coder, x, [1, 2])).item() == 0.0
 
 
 def test_the_total_is_the_weighted_sum() -> None:

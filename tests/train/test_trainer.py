@@ -20,9 +20,9 @@ from .toys import ACTIVATIONS, coder_config, make_trainer, planted
 
 def test_a_planted_dictionary_is_found_again(tmp_path: Path) -> None:
     """48 atoms in 32 dimensions, three a row: every one has a latent that points its way."""
-    x, dictionary = planted(8000, 32, 48, 3)
+    x, dictionary = planted(4000, 32, 48, 3)
     config = CoderConfig(d_in=32, n_latents=48, activation=ACTIVATIONS["topk"])  # pyright: ignore[reportArgumentType]
-    optim = OptimConfig(tokens=150_000, batch=256, lr=5e-3, dead_after=20_000, init_rows=2000)
+    optim = OptimConfig(tokens=80_000, batch=128, lr=8e-3, dead_after=8_000, init_rows=2000)
     coder = Trainer(config, TensorSource(x), optim, tmp_path, "key").run()
     found = (coder.dictionary @ dictionary.T).max(0).values
     assert float(found.mean()) > 0.9
@@ -202,7 +202,7 @@ def test_a_skip_and_a_transcoder_learn(tmp_path: Path) -> None:
     x, _ = planted(400, 8, 12, 2)
     target = x @ torch.randn(8, 5) + 1.0
     config = coder_config(d_out=5, reads=("a",), writes=("b",), pre_bias="none", skip=True)
-    optim = OptimConfig(batch=64, tokens=40_000, init_rows=400, lr=0.02, auxk=0)
+    optim = OptimConfig(batch=64, tokens=16_000, init_rows=400, lr=0.05, auxk=0)
     coder = Trainer(config, TensorSource(x, target), optim, tmp_path, "key").run()
     with torch.no_grad():
         error = (coder(x).reconstruction - target).square().sum() / (target - target.mean(0)).square().sum()

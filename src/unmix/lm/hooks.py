@@ -82,11 +82,12 @@ class HookNames:
         return self._head(hook, head, spec) if marker else hook
 
     def _named(self, spec: str) -> Hook | None:
-        if spec in _REFUSED:
-            raise ModelError(f"{spec}: {_REFUSED[spec]}")
         points = self._points
         if points is None:
+            # A module whose parts have no known roles, a TransformerLens model say: there these names are modules.
             return None
+        if spec in _REFUSED:
+            raise ModelError(f"{spec}: {_REFUSED[spec]}")
         spec = _TLENS_MODEL.get(spec, spec)
         if spec in MODEL_POINTS:
             return points.model_hook(spec)

@@ -38,7 +38,8 @@ class LanguageModel:
         self.name = name
         self._tokenizer = tokenizer
         self._arch = find_arch(model)
-        self.names = HookNames(model, None if self._arch is None else Points(model, self._arch))
+        self._points = None if self._arch is None else Points(model, self._arch)
+        self.names = HookNames(model, self._points)
         self.forward_parameters = forward_parameters(model)
         self._widths: dict[str, int] = {}
 
@@ -219,7 +220,11 @@ class LanguageModel:
         ends after the last hook; `run(..., capture=[lm.last_hook], logits=False)` with `unembed` on slices avoids
         holding [batch, pos, vocab] whole.
         """
-        edited = {self.hook(spec): edit for spec, edit in (edits or {}).items()}
+        edited: dict[Hook, Edit] = {}
+        for spec, edit in (edits or {}).items():
+            if (hook := self.hook(spec)) in edited:
+                raise ModelError(f"{spec}: two edits of {hook.name}")
+            edited[hook] = edit
         wanted = {spec: self.hook(spec) for spec in capture}
         activations: dict[str, Tensor] = {}
 
@@ -244,7 +249,7 @@ class LanguageModel:
     def unembed(self, x: Float[Tensor, "*leading d"]) -> Float[Tensor, "*leading vocab"]:
         """Logits of the stream after the last block: final norm, head, and the family's scale and soft cap."""
         arch = self._require_arch()
-        norm = Points(self.model, arch).final_norm()
+        norm = None if self._points is None else self._points.last_norm
         x = x.to(self.dtype)
         x = x if norm is None else norm(x)
         project: Callable[[Tensor], Tensor] | None = getattr(arch.trunk, "project_out", None)

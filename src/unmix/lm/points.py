@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -107,7 +108,7 @@ class Points:
 
     def model_hook(self, point: str) -> Hook:
         """The hook `embeddings` or `final_norm`."""
-        module = self.arch.embed if point == "embeddings" else self.final_norm()
+        module = self.arch.embed if point == "embeddings" else self.last_norm
         if module is None:
             raise ModelError(f"{point}: {self.arch.architecture} has no norm after its last block")
         site = Site(self._path(module), "out")
@@ -122,9 +123,10 @@ class Points:
                     names.append(self.layer_hook(point, layer).name)
                 except ModelError:
                     continue
-        return names if self.final_norm() is None else [*names, "final_norm"]
+        return names if self.last_norm is None else [*names, "final_norm"]
 
-    def final_norm(self) -> nn.Module | None:
+    @cached_property
+    def last_norm(self) -> nn.Module | None:
         """The norm after the last block, where there is one (OPT-350m has none: what is found is a block's)."""
         inside = {id(module) for block in self.arch.decoder_layers for module in block.modules()}
         return None if id(self.arch.final_norm) in inside else self.arch.final_norm
