@@ -1,0 +1,7 @@
+"""`python -m unmix`."""
+
+import sys
+
+from unmix.cli import main
+
+sys.exit(main())
