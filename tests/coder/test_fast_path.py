@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unmix.coder import reference, sparse
-from unmix.coder.activations.selection import BatchTopKSelector, top_lowest
+from unmix.coder.activations.selection import BatchTopKSelector, _likely_border, top_lowest
 from unmix.coder.sparse_coder import SparseCoder
 
 from .makers import ACTIVATIONS, cases, make_coder, make_input
@@ -124,6 +124,22 @@ def test_batch_selection_does_not_depend_on_tiles(tile: int, k: int, whole: bool
     assert (rows * 6 + indices).tolist() == sorted(best)
     assert values.tolist() == [10 * flat[i] for i in sorted(best)]
     assert offsets.shape == (51,)
+
+
+def test_a_wrong_guess_of_the_border_costs_time_only() -> None:
+    """The sample of every third entry meets all the largest values, so that too few entries exceed the guess."""
+    gate = torch.zeros(400, 400, dtype=torch.float64)
+    flat = gate.view(-1)
+    flat[1:15001:3] = torch.arange(5000.0, dtype=torch.float64) / 5000 + 1
+    flat[:1050:3] = 10.0
+    assert _likely_border(flat, 800) == 10.0
+    selector = BatchTopKSelector(2, 400)
+    kept = [selector.tile(gate, gate)]
+    indices, offsets, values = selector.finish(kept, gate)
+    rows = torch.arange(400).repeat_interleave(offsets.diff())
+    best = flat.sort(descending=True, stable=True).indices[:800].sort().values
+    assert torch.equal(rows * 400 + indices, best)
+    assert torch.equal(values, flat[best])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -1,4 +1,4 @@
-"""Tensors here are tiny: a second thread costs more than it brings, and ten times more on a busy machine."""
+"""One thread (tensors here are tiny, a second one costs more than it brings), and torch's warnings every time."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1); torch.set_warn_always(True)
+@pytest.fixture(autouse=True, scope="module")
+def _torch_settings() -> Iterator[None]:
+    threads, always = torch.get_num_threads(), torch.is_warn_always_enabled()
+    torch.set_num_threads(1)
+    torch.set_warn_always(True)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
+    torch.set_warn_always(always)

@@ -70,7 +70,7 @@ def test_decoder_rows_stay_at_norm_one(tmp_path: Path) -> None:
     free = make_trainer(tmp_path / "b", unit_norm=False)
     for _ in range(5):
         free.step()
-    assert float((free.coder.W_dec.norm(dim=-1) - 1).abs().max()) > 1e-3
+    assert (free.coder.W_dec.norm(dim=-1) - 1).abs().max().item() > 1e-3
 
 
 def test_the_gradient_along_a_decoder_row_is_taken_out(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_the_gradient_along_a_decoder_row_is_taken_out(tmp_path: Path) -> None:
     project_decoder_gradient(coder)
     along = (before * coder.W_dec).sum(-1, keepdim=True)
     torch.testing.assert_close(coder.W_dec.grad, before - along * coder.W_dec)
-    assert float((coder.W_dec.grad * coder.W_dec).sum(-1).abs().max()) < 1e-6
+    assert (coder.W_dec.grad * coder.W_dec).sum(-1).abs().max().item() < 1e-6
 
 
 @pytest.mark.parametrize(("clip", "clipped"), [(1e-3, True), (0.0, False)])

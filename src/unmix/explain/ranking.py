@@ -51,14 +51,17 @@ def quality(explanation: Explanation, scores: list[Score]) -> float:
 
 
 def clarity(text: str) -> float:
-    """1 for a short line about real words; less for hedges, leftovers, single letters and marks, and long lines."""
+    """1 for a short line about one or two real words; less for each further word, for leftovers, hedges, single
+    letters and marks, and long lines."""
     worth = 1.0
+    families = len(_QUOTED.findall(re.sub(r'"/"[^"]*"', '"', text)))
+    worth *= 0.92 ** max(families - 2, 0)
     if "among others" in text or text.startswith("many tokens"):
         worth *= 0.7
     if re.search(r"\b(often|sometimes)\b", text):
         worth *= 0.9
     if left := re.search(r"and (\d+) more", text):
-        worth *= 0.95 if int(left[1]) < 10 else 0.88
+        worth *= 0.8 if int(left[1]) < 10 else 0.6
     if len(text) > 80:
         worth *= 0.9
     words = [word for quote in _QUOTED.findall(text) for word in re.findall(r"[^\W\d_]+", quote)]

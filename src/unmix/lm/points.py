@@ -1,4 +1,4 @@
-"""The named points of a language model (`reference/hooks.md` of the design; names of interp-engine).
+"""The named points of a language model, under the names of interp-engine.
 
 `interp_engine.arch` knows where each family keeps its blocks, norms and projections. This file turns that into
 hooks with separate read and write adapters (decision 7).

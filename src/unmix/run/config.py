@@ -49,6 +49,8 @@ class EvaluateConfig(Config):
 
     tokens: Count = 24_000
     """Tokens of role `evaluate` that go through the spliced model."""
+    ablations: tuple[Literal["zero", "mean"], ...] = ("zero", "mean")
+    """What the reconstruction is compared with; each costs one more forward pass."""
     batch: PositiveInt = operational(8)
 
 

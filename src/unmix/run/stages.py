@@ -73,7 +73,15 @@ def evaluate(context: RunContext) -> None:
     from unmix.evaluate import evaluate as measure
 
     spec = context.config.evaluate
-    result = measure(context.coder, context.lm, context.shards, tokens=spec.tokens, batch=spec.batch)
+    result = measure(
+        context.coder,
+        context.lm,
+        context.shards,
+        tokens=spec.tokens,
+        batch=spec.batch,
+        ablations=spec.ablations,
+        seed=context.config.seed,
+    )
     write_json(context.evaluation_file, result.as_dict())
 
 

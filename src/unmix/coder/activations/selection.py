@@ -34,11 +34,18 @@ def top_lowest(gate: Float[Tensor, "t F"], k: int) -> Int[Tensor, "t k"]:
     ids = ids[:, :k]
     tied = best[:, k - 1] == best[:, k]
     if bool(tied.any()):
-        # topk breaks ties as it likes; only rows with a tie across the border need the stable sort.
-        stable = gate[tied].sort(dim=-1, descending=True, stable=True).indices[:, :k]
+        # topk breaks ties as it likes; only rows with a tie across the border are looked at again.
         ids = ids.clone()
-        ids[tied] = stable
+        ids[tied] = _first_of_equals(gate[tied], best[tied, k - 1 : k], k)
     return ids.sort(dim=-1).values
+
+
+def _first_of_equals(gate: Tensor, border: Tensor, k: int) -> Tensor:
+    """Ids `[rows, k]` of everything above `border [rows, 1]` (NaN counts as above) and the first of what equals it."""
+    above, equal = ~(gate <= border), gate == border
+    room = k - above.sum(-1, keepdim=True)
+    keep = above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room))
+    return keep.nonzero()[:, 1].view(-1, k)
 
 
 class TopKSelector:
@@ -80,11 +87,12 @@ class ThresholdSelector:
 
     def tile(self, scores: Tensor, gate: Tensor) -> Tensor:
         """Keep entries above the floor."""
-        mask = (scores if self.on_scores else gate) > self.floor
-        ids = mask.nonzero()[:, 1]
-        self._lengths.append(mask.sum(-1))
-        self._values.append(scores[mask])
-        return ids
+        rows, n = gate.shape
+        kept = ((scores if self.on_scores else gate) > self.floor).reshape(-1).nonzero().squeeze(-1)
+        edges = torch.arange(rows + 1, device=gate.device) * n
+        self._lengths.append(torch.searchsorted(kept, edges).diff())
+        self._values.append(scores.reshape(-1)[kept])
+        return kept % n
 
     def finish(self, kept: list[Tensor], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Concatenate the tiles."""
@@ -104,37 +112,66 @@ class BatchTopKSelector:
     def __init__(self, k: int, rows: int) -> None:
         self.uniform_k: int | None = None
         self.budget = k * rows
-        self._gate: Tensor | None = None
-        self._key: Tensor | None = None
-        self._score: Tensor | None = None
-        self._row = 0
+        self._floor = 0.0
+        self._gates: list[Tensor] = []
+        self._keys: list[Tensor] = []
+        self._scores: list[Tensor] = []
+        self._row = self._n = 0
 
     def tile(self, scores: Tensor, gate: Tensor) -> Tensor:
         """Merge the positive entries of this tile into the candidates."""
-        n = gate.shape[-1]
+        rows, self._n = gate.shape
         flat = gate.reshape(-1)
-        where = (flat > 0).nonzero().squeeze(-1)
-        key = where + self._row * n
-        gates, values = flat[where], scores.reshape(-1)[where]
-        if self._gate is not None and self._key is not None and self._score is not None:
-            gates = torch.cat([self._gate, gates])
-            key = torch.cat([self._key, key])
-            values = torch.cat([self._score, values])
-        if gates.shape[0] > self.budget:
-            order = gates.sort(descending=True, stable=True).indices[: self.budget].sort().values
-            gates, key, values = gates[order], key[order], values[order]
-        self._gate, self._key, self._score = gates, key, values
-        self._row += gate.shape[0]
-        return gate.new_zeros(0).new_tensor([n])
+        where = self._worth_a_look(flat)
+        self._gates.append(flat[where])
+        self._keys.append(where + self._row * self._n)
+        self._scores.append(scores.reshape(-1)[where])
+        self._row += rows
+        if sum(len(part) for part in self._gates) > self.budget:
+            self._cut()
+        return where
+
+    def _worth_a_look(self, flat: Tensor) -> Tensor:
+        """Places in `flat` that may belong to the best: above the worst candidate once there are enough of them.
+
+        In a first large tile, above a guess that a few more than enough exceed: listing all the positive places, half
+        of the tile, costs five times as much.
+        """
+        if self._floor == 0.0:
+            guess = _likely_border(flat, self.budget)
+            where = (flat > guess).nonzero().squeeze(-1)
+            if guess == 0.0 or len(where) >= self.budget:
+                return where
+        return (flat > self._floor).nonzero().squeeze(-1)
+
+    def _cut(self) -> None:
+        """Keep the best `budget` candidates, still in (token, latent) order."""
+        gates = torch.cat(self._gates)
+        border = gates.kthvalue(len(gates) - self.budget + 1).values
+        above, equal = gates > border, gates == border
+        keep = above | (equal & (equal.cumsum(0) <= self.budget - above.sum()))
+        self._gates = [gates[keep]]
+        self._keys = [torch.cat(self._keys)[keep]]
+        self._scores = [torch.cat(self._scores)[keep]]
+        self._floor = float(border)
 
     def finish(self, kept: list[Tensor], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The surviving candidates in CSR order."""
-        if self._gate is None or self._key is None or self._score is None:
+        if not kept:
             return ThresholdSelector(0.0).finish([], like)
-        n = int(kept[0][0])
-        rows = self._key // n
-        lengths = torch.bincount(rows, minlength=self._row)
-        return (self._key % n).to(torch.int32), offsets_of(lengths), self._score
+        keys = torch.cat(self._keys)
+        lengths = torch.bincount(keys // self._n, minlength=self._row)
+        return (keys % self._n).to(torch.int32), offsets_of(lengths), torch.cat(self._scores)
+
+
+def _likely_border(flat: Tensor, n: int) -> float:
+    """A number that a few more than the `n` largest entries of `flat` should exceed, from a sample; at least 0."""
+    stride = flat.numel() // 2**16 | 1
+    sample = flat[::stride]
+    rank = n * 5 // (4 * stride) + 8
+    if rank >= len(sample):
+        return 0.0
+    return max(0.0, float(sample.kthvalue(len(sample) - rank).values))
 
 
 class AllSelector:
