@@ -31,7 +31,7 @@ def activation(name: str, k: int) -> dict[str, Any]:
         return {"kind": "topk", "k": k, **rule}
     if kind == "batchtopk":
         return {"kind": "batchtopk", "k": k}
-    return {"kind": "jumprelu", "bandwidth": 1.0} if kind == "jumprelu" else {"kind": kind}
+    return {"kind": "jumprelu", "bandwidth": 0.8} if kind == "jumprelu" else {"kind": kind}
 
 
 def make_coder(

@@ -65,8 +65,8 @@ def test_jumprelu_gradients_are_those_of_the_formula(scale: float) -> None:
     """∂f/∂z = 1[g > θ] and ∂f/∂θ = −(θ/s)/ε · 1[|g − θ| < ε/2] with g = s·z: Rajamanoharan et al. 2024, eq. 11."""
     gate_space = "raw" if scale == 1 else "decoder_norm"
     coder = make_coder("jumprelu", 1, 6, pre_bias="none", gate_space=gate_space)
-    theta, bandwidth = 2.0, 1.0
-    gates = torch.tensor([1.4, 1.6, 2.0, 2.4, 2.6, -2.0], dtype=torch.float64)
+    theta, bandwidth = 2.0, 0.8
+    gates = torch.tensor([1.4, 1.7, 2.0, 2.3, 2.6, -2.0], dtype=torch.float64)
     x = one_token(coder, (gates / scale).tolist(), scale)
     with torch.no_grad():
         coder.extra()["threshold"].fill_(theta)

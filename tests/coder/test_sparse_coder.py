@@ -135,6 +135,12 @@ def test_the_hash_changes_with_every_weight_and_field() -> None:
         found.add(other.hash())
     found.add(make_coder("jumprelu", 4, 6, pre_bias="own", skip=True, input_scale=2.0).hash())
     found.add(base.float().hash())
+    with torch.no_grad():
+        zeros = [make_coder("relu", 2, 3).to(dtype) for dtype in (torch.float16, torch.bfloat16)]
+        for coder in zeros:
+            for parameter in coder.parameters():
+                parameter.zero_()
+    assert zeros[0].hash() != zeros[1].hash()
     assert len(found) == 3 + len(list(base.parameters()))
 
 

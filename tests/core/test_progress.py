@@ -107,12 +107,12 @@ def test_on_a_terminal_a_bar_is_drawn_and_wiped(
     with task("train", 100, done=20) as bar:
         assert isinstance(bar, LiveTask)
         bar._last = 0.0
-        bar.advance(30, "fvu [0.4]")
-        log.info("a line [in brackets]")
+        bar.advance(30, "fvu [bold]")
+        log.info("a line [bold]")
         assert handler.stream is not terminal
     assert handler.stream is terminal
     shown = terminal.getvalue()
-    assert all(part in shown for part in ("train", " 50%", "fvu [0.4]", "a line [in brackets]\n"))
+    assert all(part in shown for part in ("train", " 50%", "fvu [bold]", "a line [bold]\n"))
     assert shown.endswith("\x1b[2K")
     log.info("after")
     assert terminal.getvalue().endswith("after\n")

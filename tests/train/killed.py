@@ -84,7 +84,7 @@ def train(folder: Path, kind: str, moment: str) -> None:
         batch=32, tokens=960, init_rows=64, lr=5e-3, checkpoint_every=7, log_every=3, dead_after=64,
         sparsity=0.01 if kind in ("relu", "jumprelu") else 0.0,
     )  # fmt: skip
-    trainer = Trainer(coder_config(kind), TensorSource(planted(400, 8, 12, 2)[0]), optim, folder, "key")
+    trainer = Trainer(coder_config(kind, n=48), TensorSource(planted(400, 8, 12, 2)[0]), optim, folder, "key")
     trainer.run()
     save_checkpoint(folder / "final", "key", trainer.coder, trainer.optimiser, trainer.state)
 

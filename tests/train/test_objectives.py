@@ -75,7 +75,7 @@ def test_l1(gate_space: str) -> None:
 def test_l0(gate_space: str, pre_bias: str) -> None:
     """Mean Σ 1[g > θ] with ∂/∂θ = −(1/ε)·1[|g − θ| < ε/2] over positive entries, and no other gradient."""
     coder, x = make_coder("jumprelu", 5, 12, gate_space=gate_space, pre_bias=pre_bias), make_input(30, 5, "normal")
-    theta, bandwidth = coder.extra()["threshold"], 1.0
+    theta, bandwidth = coder.extra()["threshold"], 0.5
     bias = coder.input_bias()
     z = (x if bias is None else x - bias) @ coder.W_enc.T + coder.b_enc
     gate = z * coder.W_dec.norm(dim=-1) if gate_space == "decoder_norm" else z

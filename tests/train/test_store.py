@@ -29,10 +29,10 @@ CONTEXT = 16
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of 8 contexts, blocks of 100 rows: about seven chunks a block, as in a run with short contexts."""
+    """Chunks of 8 contexts, blocks of 800 rows: some nine chunks a block, as in a run with short contexts."""
     for module in (store_module, rows_module):
         monkeypatch.setattr(module, "CHUNK", 8)
-    monkeypatch.setattr(rows_module, "BLOCK", 100)
+    monkeypatch.setattr(rows_module, "BLOCK", 800)
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +136,19 @@ def _activations(lm: LanguageModel, shards: TokenShards, ids: np.ndarray, hook: 
 
 def _sorted(x: Tensor) -> Tensor:
     return x[x[:, 0].sort().indices]
+
+
+def test_input_and_target_are_of_one_position(lm: LanguageModel, shards: TokenShards) -> None:
+    """Row i of both comes from the same token."""
+    store = live(lm, shards)
+    read, write = store.hooks
+    ids = shards.contexts_of("train")
+    mask = torch.from_numpy(shards.mask(ids))
+    inputs, targets = (_activations(lm, shards, ids, hook)[mask] for hook in (read, write))
+    x, target = RowSource(store, shards, read, write, seed=0).batch(1, 200)
+    distance = torch.cdist(x, inputs)
+    assert float(distance.min(1).values.max()) < 1e-4
+    torch.testing.assert_close(target, targets[distance.argmin(1)], rtol=1e-3, atol=1e-4)
 
 
 def test_a_batch_is_a_function_of_its_step(lm: LanguageModel, shards: TokenShards) -> None:

@@ -169,9 +169,7 @@ def test_numbers_that_are_none_stop_the_training(tmp_path: Path, kind: str, bad:
     source.bad = bad
     optim = OptimConfig(batch=32, tokens=960, init_rows=64, checkpoint_every=1)
     trainer = Trainer(coder_config(kind), source, optim, tmp_path, "key")
-    with pytest.raises(
-        NonFiniteError, match=r"^input: the (loss|gradient's norm) is (nan|inf) at step 13 \(lr 0\.0008\)"
-    ):
+    with pytest.raises(NonFiniteError, match=r"^input: the loss is (nan|inf) at step 13 \(lr 0\.0008\)"):
         trainer.run()
     facts = json.loads((tmp_path / "checkpoint" / "checkpoint.json").read_text(encoding="utf-8"))
     assert facts["step"] == 12

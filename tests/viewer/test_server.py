@@ -65,7 +65,9 @@ def test_ctrl_c_ends_it_quietly(root: Path, tmp_path: Path) -> None:
     """The whole process: serve, interrupt, exit 0, nothing on stderr."""
     script = textwrap.dedent(
         """
-        import logging, sys
+        import logging, signal, sys
+        # A suite that runs in the background has SIGINT ignored, and children inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         from viewer.makebelieve import make_report_data
         from unmix.viewer import server
         logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
