@@ -36,16 +36,17 @@ def top_lowest(gate: Float[Tensor, "t F"], k: int) -> Int[Tensor, "t k"]:
     if bool(tied.any()):
         # topk breaks ties as it likes; only rows with a tie across the border are looked at again.
         ids = ids.clone()
-        ids[tied] = _first_of_equals(gate[tied], best[tied, k - 1 : k], k)
+        ids[tied] = _first_of_equals(gate[tied], best[tied, :k])
     return ids.sort(dim=-1).values
 
 
-def _first_of_equals(gate: Tensor, border: Tensor, k: int) -> Tensor:
-    """Ids `[rows, k]` of everything above `border [rows, 1]` (NaN counts as above) and the first of what equals it."""
-    above, equal = ~(gate <= border), gate == border
-    room = k - above.sum(-1, keepdim=True)
-    keep = above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room))
-    return keep.nonzero()[:, 1].view(-1, k)
+def _first_of_equals(gate: Tensor, best: Tensor) -> Tensor:
+    """Ids `[rows, k]` of what lies above the least of `best [rows, k]` (NaN does), and the first of what equals it."""
+    border = best[:, -1:]
+    room = (best == border).sum(-1, keepdim=True)
+    equal = gate == border
+    keep = ~(gate <= border) | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room))
+    return (keep.reshape(-1).nonzero().squeeze(-1) % gate.shape[-1]).view(best.shape)
 
 
 class TopKSelector:
