@@ -45,6 +45,12 @@ def test_built_in_runs_are_valid(name: str) -> None:
         ({"coder": {"k": 3}}, "coder.hook: missing"),
         ({"coder": {"hook": "x", "k": 100, "n_latents": 64}}, "k is 100, larger than n_latents = 64"),
         ({"coder": {"hook": "x", "k": 0}}, "coder.k: Input should be greater than 0"),
+        (
+            {"coder": {"hook": "x", "activation": "relu", "k": 4}},
+            "k belongs to topk and batchtopk; activation is 'relu'",
+        ),
+        ({"coder": {"hook": "x", "threshold": 0.1}}, "threshold belongs to jumprelu; activation is 'topk'"),
+        ({"train": {"sparsity": 0.1}}, "sparsity belongs to relu and jumprelu; coder.activation is 'topk'"),
         ({"train": {"warmup": 0.8, "decay": 0.5}}, r"warmup \+ decay is 1\.3, at most 1"),
         ({"explain": {"scorers": []}}, "explain: at least one scorer is needed"),
         ({"explain": {"explainers": ["ngramm"]}}, "unknown explainer 'ngramm'. Did you mean 'ngram'"),
@@ -64,3 +70,10 @@ def test_places_that_are_no_run(tmp_path: Path) -> None:
         load_run(str(tmp_path))
     with pytest.raises(ConfigError, match=r"no built-in run 'dmeo'. Did you mean 'demo'"):
         load_run("builtin:dmeo")
+
+
+def test_a_run_file_written_out_whole_reads_back(tmp_path: Path) -> None:
+    """The run folder keeps every field, those of other activations at their defaults included."""
+    config = load_run(write(tmp_path, {"model": {"name": "m"}, "coder": {"hook": "x", "activation": "jumprelu"}}))
+    again = load_run(write(tmp_path, config.model_dump(mode="json", exclude={"out"})))
+    assert again.coder == config.coder

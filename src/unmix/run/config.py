@@ -115,6 +115,14 @@ class TrainConfig(Config):
     out: Path | None = operational(None)
     """The run folder; default: `runs/` and the name of the run file."""
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.train.sparsity > 0 and self.coder.activation in ("topk", "batchtopk"):
+            raise ValueError(
+                f"train.sparsity belongs to relu and jumprelu; coder.activation is {self.coder.activation!r}"
+            )
+        return self
+
 
 class RunConfig(TrainConfig):
     """Every stage of a run."""

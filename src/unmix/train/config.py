@@ -13,6 +13,15 @@ from unmix.core.policy import InputPolicy, ModelFingerprint
 Kind = Literal["topk", "batchtopk", "jumprelu", "relu"]
 
 
+_ONLY_FOR: dict[str, tuple[Kind, ...]] = {
+    "k": ("topk", "batchtopk"),
+    "relu": ("topk",),
+    "threshold": ("jumprelu",),
+    "bandwidth": ("jumprelu",),
+}
+"""Fields of a coder that mean nothing for other activations: said rather than ignored."""
+
+
 class CoderSpec(Config):
     """The coder to be trained, in the words of a run file; widths of hooks are filled in from the model."""
 
@@ -83,6 +92,10 @@ class CoderSpec(Config):
     def _check(self) -> Self:
         if self.activation in ("topk", "batchtopk") and self.k is None:
             raise ValueError(f"activation {self.activation!r} needs k")
+        for name, kinds in _ONLY_FOR.items():
+            set_here = getattr(self, name) != type(self).model_fields[name].default
+            if set_here and self.activation not in kinds:
+                raise ValueError(f"{name} belongs to {' and '.join(kinds)}; activation is {self.activation!r}")
         picks = self.activation in ("topk", "batchtopk")
         if picks and self.k is not None and self.n_latents is not None and self.k > self.n_latents:
             raise ValueError(f"k is {self.k}, larger than n_latents = {self.n_latents}")
