@@ -49,9 +49,11 @@ docs: $(VENV)/.developing ## the documentation as a site, in site/
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "documentation:  site/index.html"
 
-bench: $(VENV)/.developing ## speed against a dense reference (and the peers, after `make peers`)
+bench: $(VENV)/.developing $(VENV)/.weights ## speed of start-up, training (peers too, after `make peers`), capture, index
 	$(BIN)/python -m benchmarks.help_time
 	$(BIN)/python -m benchmarks.training_step
+	$(BIN)/python -m benchmarks.capture
+	$(BIN)/python -m benchmarks.index
 
 peers: $(VENV)/.made ## the libraries that `make bench` can compare with, in an environment of their own
 	PYTHON=$(BIN)/python TORCH_INDEX=$(TORCH_INDEX) bash benchmarks/peers/setup.sh

@@ -51,8 +51,8 @@ def quality(explanation: Explanation, scores: list[Score]) -> float:
 
 
 def clarity(text: str) -> float:
-    """1 for a short line about one or two real words; less for each further word, for leftovers, hedges, single
-    letters and marks, and long lines."""
+    """1 for a short line about one or two real words; less for each further word, for leftovers, hedges, special
+    tokens, single letters and marks, and long lines."""
     worth = 1.0
     families = len(_QUOTED.findall(re.sub(r'"/"[^"]*"', '"', text)))
     worth *= 0.92 ** max(families - 2, 0)
@@ -62,6 +62,8 @@ def clarity(text: str) -> float:
         worth *= 0.9
     if left := re.search(r"and (\d+) more", text):
         worth *= 0.8 if int(left[1]) < 10 else 0.6
+    if re.search(r"<\|?\w+\|?>", text):
+        worth *= 0.5  # a special token: true, and no news to anybody
     if len(text) > 80:
         worth *= 0.9
     words = [word for quote in _QUOTED.findall(text) for word in re.findall(r"[^\W\d_]+", quote)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unmix.core.errors import ConfigError
+from unmix.core.errors import ConfigError, UnmixError
 from unmix.core.seeds import slug
 from unmix.run.config import RunConfig
 
@@ -26,6 +28,8 @@ class RunContext:
 
     def __init__(self, config: RunConfig, folder: Path, keys: dict[str, str]) -> None:
         self.config, self.folder, self.keys = config, folder, keys
+        self._loading = threading.Lock()
+        self._lm: LanguageModel | None = None
 
     @property
     def coder_name(self) -> str:
@@ -72,19 +76,27 @@ class RunContext:
         """The static report."""
         return self.folder / "report"
 
-    @cached_property
+    @property
     def lm(self) -> LanguageModel:
-        """The language model, loaded on first use."""
+        """The language model, loaded on first use, once, whichever thread asks first."""
         from unmix.lm.load import load_model
 
         spec = self.config.model
-        return load_model(
-            spec.name,
-            dtype=None if spec.dtype == "auto" else spec.dtype,
-            device=spec.device,
-            revision=spec.revision,
-            trust_remote_code=spec.trust_remote_code,
-        )
+        with self._loading:
+            if self._lm is None:
+                self._lm = load_model(
+                    spec.name,
+                    dtype=None if spec.dtype == "auto" else spec.dtype,
+                    device=spec.device,
+                    revision=spec.revision,
+                    trust_remote_code=spec.trust_remote_code,
+                )
+            return self._lm
+
+    def warm(self) -> None:
+        """Load the model ahead of its first use; where that fails, the first use says why."""
+        with suppress(UnmixError):
+            _ = self.lm
 
     @cached_property
     def hooks(self) -> tuple[str, str]:

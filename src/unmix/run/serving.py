@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from unmix.core.errors import ConfigError
@@ -21,4 +22,7 @@ def serve_run(folder: Path, *, host: str = "127.0.0.1", port: int = 8017, open_b
     from unmix.run.reporting import ModelPromptReader, run_data
     from unmix.viewer.server import serve
 
-    serve(run_data(context), ModelPromptReader(context), host=host, port=port, open_browser=open_browser)
+    data = run_data(context)
+    # The model takes seconds to load; most users look at the overview first, so it loads behind it.
+    threading.Thread(target=context.warm, daemon=True).start()
+    serve(data, ModelPromptReader(context), host=host, port=port, open_browser=open_browser)
