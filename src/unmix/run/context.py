@@ -107,10 +107,12 @@ class RunContext:
 
     @cached_property
     def shards(self) -> TokenShards:
-        """The token shards."""
+        """The token shards, every hash checked: they are small, and everything after rests on them."""
         from unmix.data.shards import TokenShards
 
-        return TokenShards.open(self.tokens_folder)
+        shards = TokenShards.open(self.tokens_folder)
+        shards.verify()
+        return shards
 
     @cached_property
     def coder(self) -> SparseCoder:
