@@ -75,10 +75,11 @@ def test_a_broken_token_shard_is_named(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "coders").exists()
 
 
-def test_a_truncated_activation_chunk_is_named(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("harm", [lambda data: data[:-4], lambda data: data[:-1] + bytes([data[-1] ^ 1])])
+def test_a_broken_activation_chunk_is_named(run: Run, tmp_path: Path, harm: Callable[[bytes], bytes]) -> None:
     assert run("--until", "activations")[0] == 0
     chunk = next((tmp_path / "out" / "activations").rglob("*.bin"))
-    chunk.write_bytes(chunk.read_bytes()[:-4])
+    chunk.write_bytes(harm(chunk.read_bytes()))
     code, err = run()
     assert code == 4
     assert str(chunk) in err

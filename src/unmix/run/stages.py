@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from unmix.train.store import ActivationStore
 
 
+HASHED_WHOLE = 8 * 2**30
+"""Bytes of activation cache up to which every hash is checked before use: a few seconds. Above, lengths alone."""
+
+
 def check_early(context: RunContext) -> None:
     """Everything about model, hook and coder that can be wrong, before any text is read."""
     config = context.config
@@ -90,8 +94,10 @@ def open_store(context: RunContext) -> ActivationStore:
     from unmix.core.manifest import MANIFEST
     from unmix.train.store import CachedStore
 
-    if (context.activations_folder / MANIFEST).is_file():
-        return CachedStore(context.activations_folder)
+    folder = context.activations_folder
+    if (folder / MANIFEST).is_file():
+        size = sum(path.stat().st_size for path in folder.rglob("*.bin"))
+        return CachedStore(folder, deep=size <= HASHED_WHOLE)
     return context.live_store
 
 

@@ -102,9 +102,9 @@ def store_key(lm: LanguageModel, shards: TokenShards, contexts: np.ndarray, hook
 class CachedStore:
     """Activations on disk, memory-mapped: `HOOK/00000.bin`, … in the model's dtype, hashed by a manifest."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open a whole cache; `CorruptError` names a chunk of wrong length."""
-        manifest = require_whole(folder, KIND)
+    def __init__(self, folder: Path, deep: bool = False) -> None:
+        """Open a whole cache; `CorruptError` names a chunk of wrong length, with `deep` also of wrong hash."""
+        manifest = require_whole(folder, KIND, deep=deep)
         self.folder = folder
         self.hash: str = manifest["key"]
         self.hooks: tuple[str, ...] = tuple(manifest["hooks"])
