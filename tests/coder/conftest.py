@@ -1,18 +1,5 @@
-"""One thread (tensors here are tiny, a second one costs more than it brings), and torch's warnings every time."""
+"""Tensors here are tiny."""
 
-from __future__ import annotations
+from torch_settings import torch_settings
 
-from collections.abc import Iterator
-
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _torch_settings() -> Iterator[None]:
-    threads, always = torch.get_num_threads(), torch.is_warn_always_enabled()
-    torch.set_num_threads(1)
-    torch.set_warn_always(True)
-    yield
-    torch.set_num_threads(threads)
-    torch.set_warn_always(always)
+__all__ = ["torch_settings"]

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from unmix.data.shards import TokenShards
     from unmix.index.reader import LatentIndex
     from unmix.lm.model import LanguageModel
-    from unmix.train.store import LiveStore
+    from unmix.train.store import ActivationStore, LiveStore
+
+
+HASHED_WHOLE = 8 * 2**30
+"""Bytes of activation cache up to which every hash is checked before use: a few seconds. Above, lengths alone."""
 
 
 class RunContext:
@@ -138,6 +142,18 @@ class RunContext:
 
         held = self.shards.roles != ROLES.index("evaluate")
         return permuted(np.flatnonzero(held), self.config.seed)
+
+    @cached_property
+    def store(self) -> ActivationStore:
+        """Captured activations: the cache where it is whole, else the live model. Checked once, on first use."""
+        from unmix.core.manifest import MANIFEST
+        from unmix.train.store import CachedStore
+
+        folder = self.activations_folder
+        if (folder / MANIFEST).is_file():
+            size = sum(path.stat().st_size for path in folder.rglob("*.bin"))
+            return CachedStore(folder, deep=size <= HASHED_WHOLE)
+        return self.live_store
 
     @cached_property
     def live_store(self) -> LiveStore:

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
 
 from unmix.core.atomic import write_json
 from unmix.core.config import semantic_hash
 from unmix.core.errors import ConfigError
 from unmix.run.config import RunConfig
 from unmix.run.context import RunContext
-from unmix.run.walk import Stage
-
-if TYPE_CHECKING:
-    from unmix.train.store import ActivationStore
-
-
-HASHED_WHOLE = 8 * 2**30
-"""Bytes of activation cache up to which every hash is checked before use: a few seconds. Above, lengths alone."""
+from unmix.run.walk import Stage, forget
 
 
 def check_early(context: RunContext) -> None:
@@ -54,7 +46,6 @@ def train(context: RunContext) -> None:
     from unmix.train.trainer import Trainer
 
     config = context.config
-    check_early(context)
     read, write = context.hooks
     training = {
         "data": config.data.model_dump(mode="json"),
@@ -65,7 +56,7 @@ def train(context: RunContext) -> None:
         read, write, context.lm.width(read), context.lm.width(write), context.shards.policy, context.lm.fingerprint,
         training=training,
     )  # fmt: skip
-    source = RowSource(open_store(context), context.shards, read, write, config.train.seed)
+    source = RowSource(context.store, context.shards, read, write, config.train.seed)
     key = semantic_hash(context.keys["train"], source.hash)
     trained = Trainer(coder, source, config.train, context.training_folder, key).run()
     trained.save(context.coder_folder)
@@ -89,24 +80,13 @@ def evaluate(context: RunContext) -> None:
     write_json(context.evaluation_file, result.as_dict())
 
 
-def open_store(context: RunContext) -> ActivationStore:
-    """The cache where it is whole, else the live model."""
-    from unmix.core.manifest import MANIFEST
-    from unmix.train.store import CachedStore
-
-    folder = context.activations_folder
-    if (folder / MANIFEST).is_file():
-        size = sum(path.stat().st_size for path in folder.rglob("*.bin"))
-        return CachedStore(folder, deep=size <= HASHED_WHOLE)
-    return context.live_store
-
-
 def index(context: RunContext) -> None:
     """Every latent's evidence over the captured contexts."""
     from unmix.run.indexing import build_run_index
 
-    build_run_index(context, open_store(context))
+    build_run_index(context, context.store)
     if not context.config.capture.keep:
+        forget(context.folder, "activations")
         shutil.rmtree(context.activations_folder, ignore_errors=True)
 
 

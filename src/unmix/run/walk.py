@@ -106,6 +106,11 @@ def stamp_of(folder: Path, name: str) -> dict[str, Any] | None:
     return stamp
 
 
+def forget(folder: Path, name: str) -> None:
+    """Take back that a stage is done: its result is about to go."""
+    (folder / STAMPS / f"{name}.json").unlink(missing_ok=True)
+
+
 def _done(folder: Path, stage: Stage, keys: dict[str, str], redo: Sequence[str]) -> bool:
     stamp = stamp_of(folder, stage.name)
     return stamp is not None and stamp["key"] == keys[stage.name] and stage.name not in redo
