@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,15 +14,18 @@ from unmix.coder.config import CoderConfig
 from unmix.coder.sparse_coder import SparseCoder
 
 ACTIVATIONS = (
-    "topk-after", "topk-before", "topk-none", "topk-magnitude", "batchtopk", "batchtopk-eval", "jumprelu", "relu",
-    "identity",
+    "topk-after", "topk-before", "topk-none", "topk-magnitude", "batchtopk", "batchtopk-eval", "jumprelu",
+    "jumprelu-max", "gated", "groupmax", "relu", "identity",
 )  # fmt: skip
 NORMALISES: tuple[dict[str, Any], ...] = (
     {},
     {"kind": "layer_norm"},
     {"kind": "layer_norm", "ddof": 0, "eps": 0.5, "eps_back": True},
     {"kind": "layer_norm", "restore": False},
+    {"kind": "constant_norm"},
+    {"kind": "standardise"},
 )
+GATE_SPACES = ("raw", "decoder_norm", "decoder_norm_sum", "own")
 
 
 def activation(name: str, k: int) -> dict[str, Any]:
@@ -29,9 +34,11 @@ def activation(name: str, k: int) -> dict[str, Any]:
     if kind == "topk":
         rule = {"relu": "none", "magnitude": True} if variant == "magnitude" else {"relu": variant}
         return {"kind": "topk", "k": k, **rule}
-    if kind == "batchtopk":
-        return {"kind": "batchtopk", "k": k}
-    return {"kind": "jumprelu", "bandwidth": 0.8} if kind == "jumprelu" else {"kind": kind}
+    if kind in ("batchtopk", "groupmax"):
+        return {"kind": kind, "k": k}
+    if kind == "jumprelu":
+        return {"kind": "jumprelu", "bandwidth": 0.8, "keep_max": variant == "max"}
+    return {"kind": kind}
 
 
 def make_coder(
@@ -47,6 +54,9 @@ def make_coder(
                 parameter.fill_(0.5)
             elif key == "threshold":
                 choices = torch.tensor([0.75, 1.0, 2.0], dtype=parameter.dtype)
+                parameter.copy_(choices[torch.randint(0, 3, parameter.shape, generator=generator)])
+            elif key in ("norm_scale", "gate_scale"):
+                choices = torch.tensor([0.5, 1.0, 4.0], dtype=parameter.dtype)
                 parameter.copy_(choices[torch.randint(0, 3, parameter.shape, generator=generator)])
             else:
                 parameter.copy_(_random(tuple(parameter.shape), whole, generator))
@@ -69,22 +79,31 @@ def _random(shape: tuple[int, ...], whole: bool, generator: torch.Generator) -> 
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[SparseCoder, Tensor]:
-    """A coder of any make and an input for it; rows beyond 16 need more than one (smallest) tile."""
+def cases(draw: st.DrawFn) -> Callable[[], tuple[SparseCoder, Tensor]]:
+    """Makes a coder of any make and an input for it; rows beyond 16 need more than one (smallest) tile.
+
+    Made by the test and not while drawing: the run-time type checks of tuples use `random`, forbidden there.
+    """
     style = draw(st.sampled_from(["normal", "normal", "whole", "zeros"]))
     whole = style != "normal"
     d = draw(st.integers(2, 6))
     F = draw(st.integers(1, 12))
-    k = draw(st.sampled_from([1, F, (F + 1) // 2]))
+    name = draw(st.sampled_from(ACTIVATIONS))
+    k = draw(st.sampled_from([1, F, F // 2] if name == "groupmax" and F % 2 == 0 else [1, F]))
+    k = k if name == "groupmax" else draw(st.sampled_from([1, F, (F + 1) // 2]))
     transcoder = draw(st.booleans())
-    coder = make_coder(
-        draw(st.sampled_from(ACTIVATIONS)), d, F, k, whole, draw(st.integers(0, 1000)),
-        d_out=draw(st.integers(1, 6)) if transcoder else None,
+    several = draw(st.booleans())
+    rules = [rule for rule in NORMALISES if not (transcoder and rule.get("kind") == "standardise")]
+    make = partial(
+        make_coder, name, d, F, k, whole, draw(st.integers(0, 1000)),
+        d_out=draw(st.sampled_from([2, 4, 6])) if transcoder else None,
         # Whole numbers stay exact without normalisation only, and batch-wide ties need exactness.
-        normalise={} if whole else draw(st.sampled_from(NORMALISES)),
+        normalise={} if whole else draw(st.sampled_from(rules)),
         input_scale=draw(st.sampled_from([1.0, 0.5])), output_scale=draw(st.sampled_from([1.0, 4.0])),
         pre_bias=draw(st.sampled_from(["none", "own"] if transcoder else ["none", "tied", "own"])),
-        gate_space=draw(st.sampled_from(["raw", "decoder_norm"])), skip=draw(st.booleans()),
+        gate_space=draw(st.sampled_from(GATE_SPACES)), skip=draw(st.booleans()),
+        reads=("a", "b") if several else ("a",), write_widths=(1, d - 1) if several and not transcoder else (),
     )  # fmt: skip
     rows = draw(st.sampled_from([0, 1, 2, 5, 16, 17, 40]))
-    return coder, make_input(rows, d, style, draw(st.integers(0, 1000)))
+    seed = draw(st.integers(0, 1000))
+    return lambda: (make(), make_input(rows, d, style, seed))

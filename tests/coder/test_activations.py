@@ -29,6 +29,7 @@ def one_token(coder: SparseCoder, z: list[float], scale: float = 1.0) -> Tensor:
         ("topk-after", [3, 0, 0, 2]), ("topk-before", [3, 0, 0, 2]), ("topk-none", [3, 0, 0, 2]),
         ("topk-magnitude", [3, -4, 0, 0]), ("batchtopk", [3, 0, 0, 2]), ("relu", [3, 0, 1, 2]),
         ("identity", [3, -4, 1, 2]), ("batchtopk-eval", [3, 0, 1, 2]), ("jumprelu", [3, 0, 0, 2]),
+        ("jumprelu-max", [3, 0, 0, 2]), ("groupmax", [3, 0, 0, 2]),
     ],
 )  # fmt: skip
 def test_codes_of_four_known_pre_activations(name: str, expected: list[float]) -> None:
@@ -41,6 +42,29 @@ def test_codes_of_four_known_pre_activations(name: str, expected: list[float]) -
     codes = coder.encode(x)
     codes.check()
     assert codes.dense().tolist() == [expected]
+
+
+def test_a_token_below_every_threshold_keeps_its_best_where_it_is_positive() -> None:
+    """OpenSAE: θ = 9 cuts everything, and the row's 3 stays; a row of negatives stays empty."""
+    coder = make_coder("jumprelu-max", 1, 4, 2, pre_bias="none")
+    x = one_token(coder, [3, -4, 1, 2])
+    with torch.no_grad():
+        coder.extra()["threshold"].fill_(9.0)
+    assert coder.encode(x).dense().tolist() == [[3, 0, 0, 0]]
+    assert coder.encode(one_token(coder, [-3, -4, -1, -2])).nnz == 0
+
+
+def test_gated_codes_by_hand() -> None:
+    """Scores (3, −4, 1, 2), gate bias −1.5, r_mag = log 2, b_mag = −5: π > 0 at 3 and 2, magnitudes 1 and −1 → 0."""
+    coder = make_coder("gated", 1, 4, 2, pre_bias="none")
+    x = one_token(coder, [3, -4, 1, 2])
+    with torch.no_grad():
+        coder.b_enc.fill_(-1.5)
+        coder.extra()["r_mag"].fill_(torch.tensor(2.0, dtype=torch.float64).log())
+        coder.extra()["b_mag"].fill_(-5.0)
+    codes = coder.encode(x)
+    torch.testing.assert_close(codes.dense(), torch.tensor([[1.0, 0, 0, 0]], dtype=torch.float64))
+    assert codes.nnz == 1
 
 
 @pytest.mark.parametrize(("name", "nnz"), [("topk-after", 3), ("topk-before", 3), ("batchtopk", 1), ("relu", 1)])
@@ -150,5 +174,5 @@ def test_extra_parameters() -> None:
 
 
 def test_every_activation_is_in_the_registry() -> None:
-    """The five kinds of the config's union, by their tags."""
-    assert ACTIVATIONS.names() == ["topk", "batchtopk", "jumprelu", "relu", "identity"]
+    """The kinds of the config's union, by their tags."""
+    assert ACTIVATIONS.names() == ["topk", "batchtopk", "jumprelu", "groupmax", "gated", "relu", "identity"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from unmix.coder import reference
 from unmix.coder.codes import Codes
-from unmix.coder.config import CoderConfig, TopK
+from unmix.coder.config import CoderConfig, Normalise, TopK
 from unmix.coder.identity import IdentityCoder
 from unmix.coder.sparse_coder import SparseCoder
 from unmix.core.errors import ConfigError
@@ -54,12 +55,57 @@ def test_the_output_by_hand(normalise: dict[str, object]) -> None:
     rule = coder.config.normalise
     x = make_input(1, 4, "normal")
     mean, std = x.mean(), x.std(correction=rule.ddof)
+    if rule.kind == "standardise":
+        mean, std, rule = coder.norm_mean, 1 / coder.norm_scale, Normalise(kind="layer_norm", eps=0)
+    elif rule.kind == "constant_norm":
+        mean, std, rule = 0, x.norm() / 4**0.5, Normalise(kind="layer_norm", eps=0)
     s = 0.5 * ((x - mean) / (std + rule.eps) if rule.kind == "layer_norm" else x)
     f = ((s - coder.b_dec) @ coder.W_enc.T + coder.b_enc).relu()
     y = 3.0 * (f @ coder.W_dec + coder.b_dec + s @ coder.W_skip.T)
     if rule.kind == "layer_norm" and rule.restore:
         y = y * (std + rule.eps if rule.eps_back else std) + mean
     torch.testing.assert_close(coder(x).reconstruction, y)
+
+
+def test_gate_factors_by_hand() -> None:
+    """The decoder row (3, 4 | 12): its norm is 13, the norms of its parts add up to 17."""
+    for space, expected in (("raw", None), ("decoder_norm", 13.0), ("decoder_norm_sum", 17.0), ("own", 2.5)):
+        coder = make_coder("relu", 3, 1, gate_space=space, reads=("a", "b"), write_widths=(2, 1))
+        with torch.no_grad():
+            coder.W_dec.copy_(torch.tensor([[3.0, 4, 12]]))
+            if space == "own":
+                coder.gate_scale.fill_(2.5)
+        factor = coder.gate_factor()
+        assert (factor if factor is None else factor.tolist()) == (expected if expected is None else [expected])
+
+
+def test_a_token_of_zeros_has_no_direction() -> None:
+    """constant_norm leaves it zero, with finite gradients elsewhere."""
+    coder = make_coder("relu", 4, 6, normalise={"kind": "constant_norm"})
+    out = coder(torch.zeros(2, 4, dtype=torch.float64))
+    assert torch.isfinite(out.codes.values).all()
+    assert not out.reconstruction.any()
+
+
+def test_from_state_copies_nothing_but_a_strided_decoder() -> None:
+    """The encoder may stay a transposed view of a file; wrong names or shapes are told."""
+    config = CoderConfig(d_in=3, n_latents=5, activation=TopK(k=2))
+    state = {
+        "W_enc": torch.randn(3, 5).T,
+        "b_enc": torch.randn(5),
+        "W_dec": torch.randn(3, 5).T,
+        "b_dec": torch.zeros(3),
+    }
+    coder = SparseCoder.from_state(config, state, {"rate": torch.ones(5)})
+    assert coder.W_enc.data_ptr() == state["W_enc"].data_ptr()
+    assert coder.W_dec.is_contiguous()
+    assert not coder.training
+    assert coder.statistics["rate"].tolist() == [1] * 5
+    x = torch.randn(4, 3)
+    dense = reference.forward_dense(coder, x)
+    torch.testing.assert_close(coder(x).reconstruction, dense)
+    with pytest.raises(ConfigError, match=r"input: tensors \{'W_enc': \(5, 3\)\} do not fit the config, expected"):
+        SparseCoder.from_state(config, {"W_enc": state["W_enc"]})
 
 
 def test_decoding_needs_the_context_that_encoding_made() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from unmix.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from unmix.coder.coder_set import CoderSet, load_set
     from unmix.coder.codes import Codes
     from unmix.coder.config import CoderConfig
     from unmix.coder.identity import IdentityCoder
@@ -19,15 +20,19 @@ if TYPE_CHECKING:
 __all__ = [
     "CoderConfig",
     "CoderOutput",
+    "CoderSet",
     "Codes",
     "IdentityCoder",
     "SparseCoder",
     "load_native",
+    "load_set",
     "save_native",
 ]
 
 _exports = lazy_exports(
     {
+        "CoderSet": "unmix.coder.coder_set",
+        "load_set": "unmix.coder.coder_set",
         "Codes": "unmix.coder.codes",
         "CoderConfig": "unmix.coder.config",
         "IdentityCoder": "unmix.coder.identity",

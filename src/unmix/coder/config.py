@@ -11,6 +11,7 @@ from unmix.core.policy import InputPolicy, ModelFingerprint
 from unmix.core.seeds import slug
 
 Relu = Literal["before", "after", "none"]
+GateSpace = Literal["raw", "decoder_norm", "decoder_norm_sum", "own"]
 
 
 class TopK(Config):
@@ -44,6 +45,24 @@ class JumpReLU(Config):
     initial_threshold: PositiveFloat = 0.001
     bandwidth: PositiveFloat = 0.001
     """Width ε of the rectangle kernel of the straight-through gradient of θ."""
+    keep_max: bool = False
+    """Whether a token with nothing above θ keeps its largest positive pre-activation."""
+
+
+class GroupMax(Config):
+    """The largest of each of k contiguous groups of n_latents / k pre-activations, cut at 0."""
+
+    kind: Literal["groupmax"] = "groupmax"
+    k: PositiveInt
+
+
+class Gated(Config):
+    """1[π > 0]·relu(mag): which latents fire and how strongly, from one matrix (Rajamanoharan et al. 2404.16014 §3).
+
+    π = W_enc s + b_enc; mag = exp(r_mag)·(W_enc s) + b_mag.
+    """
+
+    kind: Literal["gated"] = "gated"
 
 
 class ReLU(Config):
@@ -58,13 +77,17 @@ class Identity(Config):
     kind: Literal["identity"] = "identity"
 
 
-Activation = Annotated[TopK | BatchTopK | JumpReLU | ReLU | Identity, Field(discriminator="kind")]
+Activation = Annotated[TopK | BatchTopK | JumpReLU | GroupMax | Gated | ReLU | Identity, Field(discriminator="kind")]
 
 
 class Normalise(Config):
-    """What is done to each input vector before encoding, and undone after decoding."""
+    """What is done to each input vector before encoding, and undone after decoding.
 
-    kind: Literal["none", "layer_norm"] = "none"
+    `layer_norm`: (x − mean) / (std + eps), each token by its own. `constant_norm`: x·√d_in / ‖x‖. `standardise`:
+    (x − norm_mean)·norm_scale, with two fixed vectors [d_in] that are stored beside the weights.
+    """
+
+    kind: Literal["none", "layer_norm", "constant_norm", "standardise"] = "none"
     eps: float = 1e-5
     """Added to the standard deviation on the way in."""
     ddof: Literal[0, 1] = 1
@@ -87,6 +110,8 @@ class CoderConfig(Config):
     d_in: PositiveInt
     d_out: PositiveInt | None = None
     """Default: `d_in`."""
+    write_widths: tuple[PositiveInt, ...] = ()
+    """Width of each write; default: `d_out` in equal parts."""
     n_latents: PositiveInt
     activation: Activation
     normalise: Normalise = Normalise()
@@ -96,8 +121,12 @@ class CoderConfig(Config):
     """Fixed factor on the output, before normalisation is undone."""
     pre_bias: Literal["none", "tied", "own"] = "tied"
     """What is subtracted before the encoder: nothing, `b_dec`, or a bias of its own."""
-    gate_space: Literal["raw", "decoder_norm"] = "raw"
-    """Where selection and thresholds act: on z, or on z times the norm of the latent's decoder row."""
+    gate_space: GateSpace = "raw"
+    """Where selection and thresholds act: on z, or on z times a number of each latent's.
+
+    `decoder_norm`: the norm of its decoder row. `decoder_norm_sum`: the norms of the row's parts, one a write, added
+    up (Lindsey et al. 2024). `own`: a stored vector, `gate_scale`.
+    """
     skip: bool = False
     """Whether a linear map of the input is added to the output."""
     input_policy: InputPolicy = InputPolicy()
@@ -127,7 +156,25 @@ class CoderConfig(Config):
             raise ValueError(
                 f"pre_bias 'tied' needs d_out = d_in, found {self.d_out} and {self.d_in}; use 'none' or 'own'"
             )
+        if isinstance(self.activation, GroupMax) and self.n_latents % self.activation.k:
+            raise ValueError(f"n_latents = {self.n_latents} cannot be cut into k = {self.activation.k} equal groups")
+        if self.normalise.kind == "standardise" and self.normalise.restore and self.d_out != self.d_in:
+            raise ValueError(
+                f"normalise 'standardise' cannot be undone on an output of {self.d_out}: its input is {self.d_in} "
+                "wide; use restore: false"
+            )
+        if self.write_widths or self.gate_space == "decoder_norm_sum":
+            self.parts()
         return self
+
+    def parts(self) -> tuple[int, ...]:
+        """Width of each write. `ValueError` where `d_out` is not their sum, or not equal parts by default."""
+        widths = self.write_widths or (self.width_out // len(self.writes),) * len(self.writes)
+        if len(widths) != len(self.writes) or sum(widths) != self.width_out:
+            raise ValueError(
+                f"d_out = {self.width_out} is not the sum of the widths {list(widths)} of {len(self.writes)} writes"
+            )
+        return widths
 
     @property
     def width_out(self) -> int:

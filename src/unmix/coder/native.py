@@ -1,4 +1,7 @@
-"""The native folder: `config.json` + `coder.safetensors` + `manifest.json`, atomic and hashed."""
+"""The native folder: `config.json` + `coder.safetensors` + `manifest.json`, atomic and hashed.
+
+Facts published beside the weights (`SparseCoder.statistics`) lie in `statistics.safetensors`, where there are any.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from unmix.core.manifest import MANIFEST, refuse_foreign, require_whole, write_m
 KIND = "coder"
 CONFIG = "config.json"
 WEIGHTS = "coder.safetensors"
+STATISTICS = "statistics.safetensors"
 FORMAT = "unmix-1"
 
 
@@ -35,9 +39,16 @@ def save_native(coder: SparseCoder, folder: str | Path) -> None:
             raise NonFiniteError(f"{coder.name}: {name} holds NaN or infinity; nothing was saved")
     refuse_foreign(folder, KIND)
     with atomic_folder(folder) as temp:
-        write_json(temp / CONFIG, {"format": FORMAT, **coder.config.model_dump(mode="json")})
+        write_config(coder.config, temp)
         save_file(state, temp / WEIGHTS, metadata={"format": FORMAT})
+        if coder.statistics:
+            save_file({k: t.detach().cpu().contiguous() for k, t in coder.statistics.items()}, temp / STATISTICS)
         write_manifest(temp, KIND, coder_hash=coder.hash())
+
+
+def write_config(config: CoderConfig, folder: Path) -> None:
+    """Write `config.json`."""
+    write_json(folder / CONFIG, {"format": FORMAT, **config.model_dump(mode="json")})
 
 
 def read_native_config(folder: str | Path) -> CoderConfig:
@@ -64,20 +75,23 @@ def load_native(folder: str | Path, device: torch.device | str = "cpu") -> Spars
     if (folder / MANIFEST).is_file():
         require_whole(folder, KIND, deep=True)
     config = read_native_config(folder)
+    state = _tensors(folder / WEIGHTS, device)
+    _check_state(state, config, folder / WEIGHTS)
+    statistics = _tensors(folder / STATISTICS, device) if (folder / STATISTICS).is_file() else {}
+    return SparseCoder.from_state(config, state, statistics)
+
+
+def _tensors(path: Path, device: torch.device | str) -> dict[str, Tensor]:
     try:
-        state = load_file(folder / WEIGHTS, device=str(device))
+        return load_file(path, device=str(device))
     except (OSError, SafetensorError) as error:
-        raise CorruptError(f"{folder / WEIGHTS}: cannot be read ({error})") from error
-    coder = SparseCoder(config)
-    _check_state(state, coder, folder / WEIGHTS)
-    coder = coder.to(dtype=state["W_dec"].dtype, device=device)
-    coder.load_state_dict(state)
-    return coder.eval()
+        raise CorruptError(f"{path}: cannot be read ({error})") from error
 
 
-def _check_state(state: dict[str, Tensor], coder: SparseCoder, path: Path) -> None:
-    """`FormatError` where the tensors read from `path` are not the parameters of `coder`, in one floating dtype."""
-    config, expected = coder.config, coder.state_dict()
+def _check_state(state: dict[str, Tensor], config: CoderConfig, path: Path) -> None:
+    """`FormatError` where the tensors read from `path` are not the parameters of `config`, in one floating dtype."""
+    with torch.device("meta"):
+        expected = SparseCoder(config).state_dict()
     for name in sorted(expected.keys() | state.keys()):
         if name not in state or name not in expected:
             fault = "missing" if name not in state else "unknown"

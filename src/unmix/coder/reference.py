@@ -15,7 +15,7 @@ def encode_dense(coder: SparseCoder, x: Float[Tensor, "rows d_in"]) -> Float[Ten
         raise TypeError(f"no dense reference for {type(coder.encoder).__name__}")
     s, _ = coder.prepare(x)
     z = coder.encoder.pre_activations(coder, s)
-    return coder.encoder.rule.dense(z, coder.gate_scale(), coder.extra(), coder.training)
+    return coder.encoder.rule.dense(z, coder.gate_factor(), coder.encoder.extra(coder), coder.training)
 
 
 def decode_dense(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, overload
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 
 from unmix.coder.codes import Codes
 from unmix.coder.config import CoderConfig
-from unmix.coder.encoder import AffineEncoder, Encoder
-from unmix.coder.normalise import denormalise, normalise
+from unmix.coder.encoder import Encoder, make_encoder
+from unmix.coder.hashing import coder_hash
+from unmix.coder.normalise import FIXED, denormalise, normalise
 from unmix.coder.sparse import sparse_decode
 from unmix.core.errors import ConfigError
 from unmix.core.seeds import derive
@@ -45,11 +45,10 @@ class SparseCoder(nn.Module):
         """Fresh weights: unit-norm decoder rows at random, the encoder their copy, biases zero."""
         super().__init__()
         self.config = config
-        self.encoder: Encoder = AffineEncoder(config.activation)
+        self.encoder: Encoder = make_encoder(config.activation)
+        self.statistics: dict[str, Tensor] = {}
         F, d_in, d_out = config.n_latents, config.d_in, config.width_out
-        generator = torch.Generator().manual_seed(derive(seed, "coder", config.name))
-        rows = torch.nn.functional.normalize(torch.randn(F, d_out, generator=generator), dim=-1)
-        enc = rows.clone() if d_in == d_out else torch.randn(F, d_in, generator=generator) / d_in**0.5
+        rows, enc = _fresh(config, seed)
         self.W_enc = nn.Parameter(enc)
         self.b_enc = nn.Parameter(torch.zeros(F))
         self.W_dec = nn.Parameter(rows)
@@ -58,12 +57,34 @@ class SparseCoder(nn.Module):
             self.b_pre = nn.Parameter(torch.zeros(d_in))
         if config.skip:
             self.W_skip = nn.Parameter(torch.zeros(d_out, d_in))
+        if config.gate_space == "own":
+            self.gate_scale = nn.Parameter(torch.ones(F), requires_grad=False)
+        if config.normalise.kind == "standardise":
+            self.norm_mean = nn.Parameter(torch.zeros(d_in), requires_grad=False)
+            self.norm_scale = nn.Parameter(torch.ones(d_in), requires_grad=False)
         self._extra_names: list[str] = []
-        rule = getattr(self.encoder, "rule", None)
-        if rule is not None:
-            for name, value in rule.parameters(F).items():
-                self._extra_names.append(name)
-                setattr(self, name, nn.Parameter(value, requires_grad=value.ndim > 0))
+        for name, value in self.encoder.parameters(F).items():
+            self._extra_names.append(name)
+            setattr(self, name, nn.Parameter(value, requires_grad=value.ndim > 0))
+
+    @staticmethod
+    def from_state(
+        config: CoderConfig, state: Mapping[str, Tensor], statistics: Mapping[str, Tensor] | None = None
+    ) -> SparseCoder:
+        """A coder around existing tensors, in evaluation mode; nothing is copied and no weights are drawn.
+
+        Decoder rows are made contiguous where they are not: decoding gathers them. `ConfigError` where names or
+        shapes are not those of the coder's parameters.
+        """
+        with torch.device("meta"):
+            coder = SparseCoder(config)
+        expected = {name: tuple(t.shape) for name, t in coder.state_dict().items()}
+        found = {name: tuple(t.shape) for name, t in state.items()}
+        if found != expected:
+            raise ConfigError(f"{config.name}: tensors {found} do not fit the config, expected {expected}")
+        coder.load_state_dict({**state, "W_dec": state["W_dec"].contiguous()}, assign=True)
+        coder.statistics = dict(statistics or {})
+        return coder.eval()
 
     @property
     def n_latents(self) -> int:
@@ -100,13 +121,24 @@ class SparseCoder(nn.Module):
             return self.b_dec
         return self.b_pre if self.config.pre_bias == "own" else None
 
-    def gate_scale(self) -> Tensor | None:
-        """Decoder norms [F] where the gate acts in their space; no gradient flows through them."""
-        return self.W_dec.detach().norm(dim=-1) if self.config.gate_space == "decoder_norm" else None
+    def gate_factor(self) -> Tensor | None:
+        """What the gate multiplies z by [F], where it does; no gradient flows through it."""
+        if self.config.gate_space == "raw":
+            return None
+        if self.config.gate_space == "own":
+            return self.gate_scale
+        W_dec = self.W_dec.detach()
+        if self.config.gate_space == "decoder_norm":
+            return W_dec.norm(dim=-1)
+        return torch.stack([part.norm(dim=-1) for part in W_dec.split(list(self.config.parts()), dim=-1)]).sum(0)
+
+    def fixed(self) -> dict[str, Tensor]:
+        """The stored vectors of the normalisation, by name."""
+        return {name: getattr(self, name) for name in FIXED if hasattr(self, name)}
 
     def prepare(self, x: Float[Tensor, "rows d_in"]) -> tuple[Float[Tensor, "rows d_in"], dict[str, Tensor]]:
         """Normalised and scaled input in the coder's dtype, and the context that decoding needs back."""
-        s, context = normalise(x.to(self.dtype), self.config.normalise)
+        s, context = normalise(x.to(self.dtype), self.config.normalise, self.fixed())
         s = s * self.config.input_scale if self.config.input_scale != 1.0 else s
         if self.config.skip:
             context = {**context, "skip": s}
@@ -174,7 +206,7 @@ class SparseCoder(nn.Module):
         if self.config.output_scale != 1.0:
             y = y * self.config.output_scale
         flat = [None if t is None else t.reshape(-1, 1) for t in (mean, std)]
-        return denormalise(y, self.config.normalise, flat[0], flat[1])
+        return denormalise(y, self.config.normalise, flat[0], flat[1], self.fixed())
 
     def forward(self, x: Float[Tensor, "*leading d_in"]) -> CoderOutput:
         """Encode and decode."""
@@ -183,11 +215,7 @@ class SparseCoder(nn.Module):
 
     def hash(self) -> str:
         """SHA-256 (16 hex digits) of config and weights: two coders with one hash compute the same."""
-        digest = hashlib.sha256(json.dumps(self.config.model_dump(mode="json"), sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name}:{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return coder_hash(self.config, sorted(self.state_dict().items()))
 
     def save(self, folder: str | Path) -> None:
         """Write the native folder (`config.json`, `coder.safetensors`, `manifest.json`), atomically."""
@@ -209,3 +237,13 @@ class SparseCoder(nn.Module):
         c = self.config
         hooks = " → ".join(dict.fromkeys([" + ".join(c.reads), " + ".join(c.writes)]))
         return f"SparseCoder({c.name!r}, d_in={c.d_in}, n_latents={c.n_latents}, {c.activation!r}, {hooks})"
+
+
+def _fresh(config: CoderConfig, seed: int) -> tuple[Tensor, Tensor]:
+    """Random decoder rows [F, d_out] of unit norm, and an encoder [F, d_in] to go with them."""
+    F, d_in, d_out = config.n_latents, config.d_in, config.width_out
+    if torch.get_default_device().type == "meta":
+        return torch.empty(F, d_out), torch.empty(F, d_in)
+    generator = torch.Generator().manual_seed(derive(seed, "coder", config.name))
+    rows = torch.nn.functional.normalize(torch.randn(F, d_out, generator=generator), dim=-1)
+    return rows, rows.clone() if d_in == d_out else torch.randn(F, d_in, generator=generator) / d_in**0.5

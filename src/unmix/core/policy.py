@@ -29,11 +29,21 @@ class InputPolicy(Config):
 
 
 class ModelFingerprint(Config):
-    """What a coder remembers of the model it was trained on (decision 12)."""
+    """What a coder remembers of the model it was trained on (decision 12). Foreign coders mostly know its name alone."""
 
     name: str
-    family: str
-    n_layers: int
-    d_model: int
-    vocab_size: int
+    family: str | None = None
+    n_layers: int | None = None
+    d_model: int | None = None
+    vocab_size: int | None = None
     weights_hash: str | None = None
+
+    def same_name(self, other: str) -> bool:
+        """Whether `other` names the same model: owners, case and TransformerLens' short names put aside."""
+        return _plain(self.name) == _plain(other)
+
+
+def _plain(name: str) -> str:
+    """`openai-community/gpt2` and `gpt2-small` are both `gpt2`."""
+    last = name.rstrip("/").rsplit("/", 1)[-1].lower()
+    return "gpt2" if last == "gpt2-small" else last

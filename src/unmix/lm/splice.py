@@ -187,12 +187,12 @@ def check_fingerprint(lm: LanguageModel, name: str, coder: Coder) -> None:
     here = lm.fingerprint
     for part in ("family", "n_layers", "d_model", "vocab_size"):
         expected, found = getattr(made_for, part), getattr(here, part)
-        if expected != found:
+        if expected is not None and expected != found:
             raise ModelError(
                 f"coder {name!r} was trained on {made_for.name} ({part} {expected}); {here.name} has {part} {found}"
             )
     hashes = (made_for.weights_hash, here.weights_hash)
     if None not in hashes and hashes[0] != hashes[1]:
         log.warning("coder %r was trained on %s; %s has other weights", name, made_for.name, here.name)
-    elif made_for.name != here.name and None in hashes:
+    elif not made_for.same_name(here.name) and None in hashes:
         log.warning("coder %r was trained on %s; this model is %s", name, made_for.name, here.name)

@@ -197,7 +197,7 @@ def update_threshold(coder: SparseCoder, batch: Step, momentum: float = 0.99) ->
     values = batch.codes.values
     if values.numel() == 0:
         return
-    scale = coder.gate_scale()
+    scale = coder.gate_factor()
     gate = values if scale is None else values * scale[batch.codes.indices.long()]
     threshold = coder.extra()["threshold"]
     smallest = gate.min()

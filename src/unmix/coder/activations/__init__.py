@@ -16,6 +16,8 @@ ACTIVATIONS = Registry(
         "topk": "unmix.coder.activations.topk:TopKActivation",
         "batchtopk": "unmix.coder.activations.batchtopk:BatchTopKActivation",
         "jumprelu": "unmix.coder.activations.jumprelu:JumpReLUActivation",
+        "groupmax": "unmix.coder.activations.groupmax:GroupMaxActivation",
+        "gated": "unmix.coder.activations.gated:GatedActivation",
         "relu": "unmix.coder.activations.relu:ReLUActivation",
         "identity": "unmix.coder.activations.identity:IdentityActivation",
     },
@@ -34,7 +36,10 @@ class ActivationRule(Protocol):
         ...
 
     def values(self, z: Tensor, indices: Tensor, scale: Tensor | None, extra: dict[str, Tensor]) -> Tensor:
-        """Code values [nnz] from the selected pre-activations; `scale` [F] is the gate's factor, if any."""
+        """Code values [nnz] from the selected pre-activations.
+
+        `scale` [F] is the gate's factor, if any; `extra` holds the rule's own tensors and `b_enc`.
+        """
         ...
 
     def dense(self, z: Tensor, scale: Tensor | None, extra: dict[str, Tensor], training: bool) -> Tensor:

@@ -69,12 +69,16 @@ class TopKSelector:
 
     def finish(self, kept: list[Tensor], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Concatenate the tiles."""
-        k = self.uniform_k or 0
-        rows = sum(ids.shape[0] for ids in kept)
-        offsets = torch.arange(rows + 1, device=like.device, dtype=torch.int64) * k
-        if not kept:
-            return torch.zeros(0, dtype=torch.int32, device=like.device), offsets, like.new_zeros(0)
-        return torch.cat([ids.reshape(-1) for ids in kept]).to(torch.int32), offsets, torch.cat(self._values)
+        return uniform_rows(kept, self._values, self.uniform_k or 0, like)
+
+
+def uniform_rows(kept: list[Tensor], values: list[Tensor], k: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """CSR arrays of tiles of `[t, k]` latent ids and their flat values."""
+    rows = sum(ids.shape[0] for ids in kept)
+    offsets = torch.arange(rows + 1, device=like.device, dtype=torch.int64) * k
+    if not kept:
+        return torch.zeros(0, dtype=torch.int32, device=like.device), offsets, like.new_zeros(0)
+    return torch.cat([ids.reshape(-1) for ids in kept]).to(torch.int32), offsets, torch.cat(values)
 
 
 class ThresholdSelector:
@@ -101,6 +105,50 @@ class ThresholdSelector:
             empty = torch.zeros(0, dtype=torch.int32, device=like.device)
             return empty, torch.zeros(1, dtype=torch.int64, device=like.device), like.new_zeros(0)
         return torch.cat(kept).to(torch.int32), offsets_of(torch.cat(self._lengths)), torch.cat(self._values)
+
+
+class ThresholdOrMaxSelector(ThresholdSelector):
+    """Every entry whose gate lies above a floor; of a token with none, the largest entry where it is positive."""
+
+    def tile(self, scores: Tensor, gate: Tensor) -> Tensor:
+        """Keep entries above the floor, or the row's best."""
+        best = gate.argmax(-1, keepdim=True)
+        empty = ~(gate > self.floor).any(-1, keepdim=True) & (gate.gather(-1, best) > 0)
+        # The base class compares with its floor: lift the lone maxima above any.
+        lifted = gate.scatter(-1, best, torch.where(empty, torch.inf, gate.gather(-1, best)))
+        return super().tile(scores, lifted)
+
+
+class GatedSelector(ThresholdSelector):
+    """Entries whose gate is above zero, and whose magnitude `factor · score + bias` is too."""
+
+    def __init__(self, factor: Tensor, bias: Tensor) -> None:
+        super().__init__(0.0)
+        self.factor, self.bias = factor, bias
+
+    def tile(self, scores: Tensor, gate: Tensor) -> Tensor:
+        """Keep where both are positive."""
+        return super().tile(scores, torch.minimum(gate, scores * self.factor + self.bias))
+
+
+class GroupMaxSelector:
+    """The best entry of each of k contiguous groups; among equals, and below zero, the lowest id."""
+
+    def __init__(self, k: int) -> None:
+        self.uniform_k: int | None = k
+        self._values: list[Tensor] = []
+
+    def tile(self, scores: Tensor, gate: Tensor) -> Tensor:
+        """One latent of each group."""
+        k = self.uniform_k or 0
+        width = gate.shape[-1] // k
+        ids = gate.unflatten(-1, (k, width)).relu().argmax(-1) + torch.arange(k, device=gate.device) * width
+        self._values.append(scores.gather(-1, ids).reshape(-1))
+        return ids
+
+    def finish(self, kept: list[Tensor], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Concatenate the tiles."""
+        return uniform_rows(kept, self._values, self.uniform_k or 0, like)
 
 
 class BatchTopKSelector:

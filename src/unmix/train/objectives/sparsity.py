@@ -35,7 +35,7 @@ class L0:
 
     def __call__(self, step: Step) -> Tensor:
         """Scalar."""
-        scale = step.coder.gate_scale()
+        scale = step.coder.gate_factor()
         bias = step.coder.input_bias()
         centred = step.x if bias is None else step.x - bias
         ids = step.codes.indices.long()
