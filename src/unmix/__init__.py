@@ -14,6 +14,7 @@ from unmix._version import __version__
 from unmix.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from unmix.coder.coder_set import CoderSet
     from unmix.coder.codes import Codes
     from unmix.coder.config import CoderConfig
     from unmix.coder.identity import IdentityCoder
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from unmix.core.policy import InputPolicy
     from unmix.evaluate import evaluate
     from unmix.explain import explain, score
-    from unmix.formats import convert, load, load_all
+    from unmix.formats import convert, inspect, load, load_all
     from unmix.index import open_index
     from unmix.lm.intervene import Ablate, Add, Clamp, Multiply, Set
     from unmix.lm.load import load_model
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from unmix.run.public import run, train, view
 
 _NAMES = {
+    "CoderSet": "unmix.coder.coder_set",
     "Codes": "unmix.coder.codes",
     "CoderConfig": "unmix.coder.config",
     "IdentityCoder": "unmix.coder.identity",
@@ -38,6 +40,7 @@ _NAMES = {
     "explain": "unmix.explain",
     "score": "unmix.explain",
     "convert": "unmix.formats",
+    "inspect": "unmix.formats",
     "load": "unmix.formats",
     "load_all": "unmix.formats",
     "open_index": "unmix.index",
@@ -55,8 +58,8 @@ _NAMES = {
 }
 
 __all__ = [
-    "Ablate", "Add", "Clamp", "CoderConfig", "Codes", "IdentityCoder", "InputPolicy", "Multiply", "RunConfig",
-    "Set", "SparseCoder", "TrainConfig", "__version__", "convert", "evaluate", "explain", "load", "load_all",
+    "Ablate", "Add", "Clamp", "CoderConfig", "CoderSet", "Codes", "IdentityCoder", "InputPolicy", "Multiply", "RunConfig",
+    "Set", "SparseCoder", "TrainConfig", "__version__", "convert", "evaluate", "explain", "inspect", "load", "load_all",
     "load_model", "open_index", "run", "score", "train", "view",
 ]  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from unmix.coder.coder_set import CoderSet
 from unmix.coder.config import CoderConfig, TopK
 from unmix.coder.sparse_coder import SparseCoder
 from unmix.core.errors import ConfigError, CorruptError, FormatError
@@ -26,8 +27,8 @@ def test_round_trip_through_both_formats(tmp_path):
     original = coder()
     original.save(tmp_path / "native")
     assert detect(tmp_path / "native") == "native"
-    loaded = convert(tmp_path / "native", tmp_path / "lens", "sae_lens")
-    assert same(original, loaded)
+    assert convert(tmp_path / "native", tmp_path / "lens", "sae_lens") == [original.name]
+    assert same(original, load(tmp_path / "lens"))
     assert detect(tmp_path / "lens") == "sae_lens"
     convert(tmp_path / "lens", tmp_path / "back", "native")
     back = load(tmp_path / "back")
@@ -50,16 +51,16 @@ def test_no_format(tmp_path):
     (tmp_path / "weights.bin").write_bytes(b"x")
     with pytest.raises(FormatError) as caught:
         load(tmp_path)
-    assert str(caught.value) == (
-        f"{tmp_path}: no known format. Looked for: native (config.json + coder.safetensors); "
-        "sae_lens (cfg.json + sae_weights.safetensors). Found: weights.bin"
-    )
+    assert str(caught.value).startswith(f"{tmp_path}: no known format. Found: weights.bin. Known formats: native, ")
+    assert str(caught.value).endswith("; docs/formats.md says which files each is made of")
     assert inspect(tmp_path)["refused"] == str(caught.value)
     with pytest.raises(FormatError, match="no known format"):
         load_all(tmp_path)
     with pytest.raises(FormatError, match="no such file or folder"):
         load(tmp_path / "absent")
-    with pytest.raises(FormatError, match=r"unknown scheme; allowed: a folder, a file, hf://"):
+    with pytest.raises(
+        FormatError, match=r"unknown scheme 'gs'\. Allowed: hf, wandb, .* A place is a folder, a file, hf:"
+    ):
         load("gs://bucket/x")
 
 
@@ -110,10 +111,46 @@ def test_broken_native_folder_keeps_its_own_message(tmp_path):
     (tmp_path / "a" / "config.json").write_text("{")
     with pytest.raises(CorruptError, match="corrupt coder folder"):
         load(tmp_path / "a")
-    assert inspect(tmp_path / "a")["settings"]["config.json"].startswith("not JSON")
+    assert inspect(tmp_path / "a")["settings"]["config.json"].startswith("config.json is not JSON")
 
 
 def test_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     coder().save(tmp_path / "a")
     assert resolve("~/a").folder == tmp_path / "a"
+
+
+def test_convert_takes_a_coder_in_memory(tmp_path):
+    assert convert(coder(), tmp_path / "a", "native") == ["blocks.1.resid_post"]
+    assert load(tmp_path / "a").hash() == coder().hash()
+
+
+def test_convert_many_coders_goes_to_folders_of_their_names(tmp_path):
+    for seed, name in enumerate(("one", "two")):
+        coder(seed=seed).save(tmp_path / "coders" / name)
+    assert convert(tmp_path / "coders", tmp_path / "lens", "sae_lens") == ["one", "two"]
+    assert same(load(tmp_path / "lens" / "two"), coder(seed=1))
+
+
+def test_a_coder_set_is_one_place(tmp_path):
+    pair = CoderSet({name: coder(f"blocks.{i}.mlp_out", seed=i) for i, name in enumerate(("a", "b"))})
+    pair.save(tmp_path / "set")
+    assert detect(tmp_path / "set") == "native_set"
+    back = load_all(tmp_path / "set")
+    assert isinstance(back, CoderSet)
+    assert same(back["b"], pair["b"])
+    assert same(load(tmp_path / "set", name="a"), pair["a"])
+    with pytest.raises(FormatError, match=r"holds 2 coders whose writes add up; load_all gives them as one CoderSet"):
+        load(tmp_path / "set")
+    with pytest.raises(ConfigError, match=r"no coder 'c' here\. Allowed: a, b"):
+        load(tmp_path / "set", name="c")
+    assert convert(tmp_path / "set", tmp_path / "again", "native_set") == ["a", "b"]
+    assert same(load_all(tmp_path / "again")["b"], pair["b"])
+    assert list(inspect(tmp_path / "set")["coders"]) == ["a", "b"]
+
+
+def test_a_file_that_cannot_be_opened_is_the_reason_given(tmp_path):
+    (tmp_path / "cfg.json").write_text("{}")
+    (tmp_path / "sae.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises((FormatError, CorruptError), match="git-lfs pointer"):
+        load(tmp_path)

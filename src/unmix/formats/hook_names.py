@@ -1,11 +1,14 @@
-"""TransformerLens' hook names, as published configs use them, and the canonical ones.
+"""Hook names as published configs and paths write them, and the canonical ones.
 
-A name outside the table is kept as it is: the language model's own room resolves or refuses it.
+Three dialects: TransformerLens (`blocks.6.hook_resid_post`), module paths of a Hugging Face model (`layers.10`,
+`model.layers.3.mlp.output`: raw inputs and outputs of modules), and the locations in OpenAI's paths
+(`resid_post_mlp`). A name outside the tables is kept as it is: the language model's own room resolves or refuses it.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 _POINTS = {
     "resid_pre": "hook_resid_pre",
@@ -22,6 +25,51 @@ _POINTS = {
 }
 _BACK = {theirs: ours for ours, theirs in _POINTS.items()}
 _BLOCK = re.compile(r"^blocks\.(\d+)\.(.+)$")
+
+_LAYER = re.compile(r"^(?:[a-z_]+\.)*(?:layers\.|layer\.|h\.|blocks\.|layer_)(\d+)(?:\.(.+))?$")
+"""A block of a Hugging Face model, whatever stands before it, and what follows it; `layer_5` is sparsify's of 2024."""
+_ATTENTION = r"(?:self_attn|attn|attention|self_attention)"
+_MODULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), point)
+    for pattern, point in (
+        (r"(?:output)?", "resid_post"),
+        (r"input", "resid_pre"),
+        (r"mlp(?:\.output)?", "mlp_out"),
+        (r"mlp\.input", "mlp_in"),
+        (r"mlp\.(?:down_proj|c_proj|dense_4h_to_h|fc2)\.input", "mlp_act"),
+        (rf"{_ATTENTION}(?:\.output)?", "attn_out"),
+        (rf"{_ATTENTION}\.input", "attn_in"),
+        (rf"{_ATTENTION}\.(?:o_proj|c_proj|dense|out_proj)\.input", "z"),
+        # Gemma's own names: the norm before the MLP hands over its output, the one after it feeds the stream.
+        (r"pre_feedforward_layernorm\.output", "mlp_in"),
+        (r"post_feedforward_layernorm\.output", "mlp_out_post"),
+    )
+)
+_EMBEDDINGS = re.compile(r"^(?:[a-z_]+\.)*(?:embed_tokens|wte|embed_in|word_embeddings)(?:\.output)?$")
+_MODULE_PATHS = {
+    "resid_post": "layers.{}",
+    "mlp_out": "layers.{}.mlp",
+    "attn_out": "layers.{}.self_attn",
+}
+_DIRECTED_PATHS = {
+    "resid_pre": "layers.{}.input",
+    "resid_post": "layers.{}.output",
+    "mlp_in": "layers.{}.mlp.input",
+    "mlp_act": "layers.{}.mlp.down_proj.input",
+    "mlp_out": "layers.{}.mlp.output",
+    "attn_in": "layers.{}.self_attn.input",
+    "attn_out": "layers.{}.self_attn.output",
+    "z": "layers.{}.self_attn.o_proj.input",
+}
+
+OPENAI_LOCATIONS: Mapping[str, str] = {
+    "mlp_post_act": "mlp_act",
+    "resid_delta_attn": "attn_out_post",
+    "resid_post_attn": "resid_mid",
+    "resid_delta_mlp": "mlp_out_post",
+    "resid_post_mlp": "resid_post",
+}
+_OPENAI_VERSION = re.compile(r"_v\d+(?:_\d+k)?$")
 
 
 def from_transformer_lens(name: str, head: int | None = None) -> str:
@@ -43,3 +91,62 @@ def to_transformer_lens(name: str) -> tuple[str, int | None]:
     elif match is not None and match[2] in _POINTS:
         base = f"blocks.{match[1]}.{_POINTS[match[2]]}"
     return base, int(head) if head else None
+
+
+def from_module_path(name: str) -> str:
+    """`layers.10` → `blocks.10.resid_post`, `model.layers.3.self_attn.o_proj.input` → `blocks.3.z`.
+
+    A module without `.input` or `.output` stands for its raw output. TransformerLens' names are understood too.
+    """
+    known = from_transformer_lens(name)
+    if known != name or _is_canonical(name):
+        return known
+    if _EMBEDDINGS.match(name):
+        return "embeddings"
+    match = _LAYER.match(name)
+    if match is None:
+        return name
+    for pattern, point in _MODULES:
+        if pattern.fullmatch(match[2] or ""):
+            return f"blocks.{match[1]}.{point}"
+    return name
+
+
+def to_module_path(name: str, directed: bool = False) -> str:
+    """`blocks.10.resid_post` → `layers.10`, relative to the base model; `directed` adds `.input` or `.output`.
+
+    A hook that no module of a block carries is kept as it is.
+    """
+    match = _BLOCK.match(name)
+    paths = _DIRECTED_PATHS if directed else _MODULE_PATHS
+    return paths[match[2]].format(match[1]) if match is not None and match[2] in paths else name
+
+
+def module_input(name: str) -> str:
+    """The hook of what goes into the module that a canonical hook is the raw output of; other names are kept."""
+    for out, into in ((".mlp_out", ".mlp_in"), (".attn_out", ".attn_in"), (".resid_post", ".resid_pre")):
+        if name.endswith(out):
+            return name.removesuffix(out) + into
+    return name
+
+
+def from_openai_location(location: str, layer: int) -> str:
+    """`resid_post_mlp_v5_32k`, 8 → `blocks.8.resid_post`; a location outside the table is kept, with its layer."""
+    base = _OPENAI_VERSION.sub("", location)
+    return f"blocks.{layer}.{OPENAI_LOCATIONS.get(base, base)}"
+
+
+def to_openai_location(name: str) -> tuple[str, int] | None:
+    """`blocks.8.resid_post` → `("resid_post_mlp", 8)`; `None` for a hook that OpenAI has no location for."""
+    match = _BLOCK.match(name)
+    if match is None:
+        return None
+    for location, point in OPENAI_LOCATIONS.items():
+        if point == match[2]:
+            return location, int(match[1])
+    return None
+
+
+def _is_canonical(name: str) -> bool:
+    match = _BLOCK.match(name.partition("#")[0])
+    return match is not None and match[2] in _POINTS

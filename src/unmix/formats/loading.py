@@ -1,32 +1,82 @@
-"""Load any published coder: find the format by content, never by trying."""
+"""Load any published coder, or write it in another format. The format is found by content, never by trying."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from unmix.coder.coder_set import CoderSet
 from unmix.coder.sparse_coder import SparseCoder
-from unmix.core.errors import FormatError
-from unmix.formats.hub import SCHEME, download
+from unmix.core.atomic import atomic_folder
+from unmix.core.errors import ConfigError, FormatError, did_you_mean
+from unmix.formats.detection import below, choose_format, names_in, nothing, recognised
+from unmix.formats.draft import Draft
 from unmix.formats.place import Place
-from unmix.formats.registry import FORMATS, Format, format_of
-
-_DEPTH = 3
-"""How far below a folder `load_all` looks for coders."""
-
-
-def resolve(place: str | Path) -> Place:
-    """A local place behind a path or an `hf://owner/repo[@revision]/path` (which is downloaded)."""
-    text = str(place)
-    if text.startswith(SCHEME):
-        return Place(download(text), shown=text)
-    if "://" in text:
-        raise FormatError(f"{text}: unknown scheme; allowed: a folder, a file, {SCHEME}owner/repo/path")
-    return Place(place)
+from unmix.formats.provenance import with_origin
+from unmix.formats.registry import Format, format_of
+from unmix.formats.sources import fetch
 
 
-def recognised(place: Place) -> list[Format]:
-    """Every format whose recogniser says yes."""
-    return [f for f in (format_of(name) for name in FORMATS.names()) if f.recognise(place)]
+def resolve(place: str | Path, below: bool = False) -> Place:
+    """A local place behind a path or an address, which is fetched; with `below`, what lies under it too."""
+    fetched = fetch(place, below=below)
+    return Place(fetched.path, str(place), fetched.origin)
+
+
+def load(place: str | Path, format: str | None = None, name: str | None = None) -> SparseCoder:
+    """The coder at `place`. On the CPU, in float32 and evaluation mode; a large file stays memory-mapped.
+
+    `place` is a folder, a file, `hf://owner/repo[@revision]/path`, `release:NAME/ID`, `wandb://entity/project/name` or
+    `https://host/file`. `format` names the layout where several fit; by default it is recognised by content. `name`
+    picks one coder where the place holds several (the error lists them). Raises `FormatError` (no such place, no or
+    several formats, several coders, tensors or settings that do not fit), `CorruptError`, `NonFiniteError`,
+    `ServiceError` where a remote place does not answer, and `MachineError` where an optional package is missing.
+    """
+    there = resolve(place)
+    chosen = choose_format(there, format)
+    return read_draft(chosen, there, _one_name(chosen, there, name)).coder()
+
+
+def load_all(place: str | Path, format: str | None = None) -> Mapping[str, SparseCoder]:
+    """Every coder at or below `place`, by name: its own, or its path from there.
+
+    Coders whose writes add up (a cross-layer transcoder) come as a `CoderSet`, a mapping too. Raises as `load`.
+    """
+    there = resolve(place, below=True)
+    drafts, joint = drafts_at(there, format)
+    coders = {name: draft.coder() for name, draft in drafts.items()}
+    return CoderSet(coders) if joint else coders
+
+
+def convert(
+    src: str | Path | SparseCoder,
+    dst: str | Path,
+    format: str,
+    source_format: str | None = None,
+    name: str | None = None,
+) -> list[str]:
+    """Write the coders of `src` to the new folder `dst` in `format`; returns their names.
+
+    `src` is a place, as for `load`, or a coder in memory. Where it holds several coders and the format one a folder,
+    each goes to a folder of its name. Tensors are read, rewritten and written one after the other, so memory holds
+    about one of them. `FormatError` where the format cannot be written or cannot express a coder, or `dst` holds
+    anything; then nothing is left there.
+    """
+    target = format_of(format)
+    folder = Path(dst).expanduser()
+    if not target.writable:
+        raise FormatError(f"the format {format!r} can be read but not written")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise FormatError(f"{dst}: there is something here already; name a new folder")
+    drafts = _sources(src, source_format, name)
+    with atomic_folder(folder) as temp:
+        if len(drafts) == 1 or target.many:
+            target.write(drafts, temp)
+        else:
+            for own, draft in drafts.items():
+                (temp / own).mkdir(parents=True)
+                target.write({own: draft}, temp / own)
+    return list(drafts)
 
 
 def detect(place: str | Path) -> str:
@@ -35,90 +85,53 @@ def detect(place: str | Path) -> str:
     `FormatError` where none is (saying what was looked for and what was found), where several are (saying how
     to choose), or where the place holds several coders (listing them).
     """
-    return detect_format(resolve(place)).name
+    return choose_format(resolve(place), None).name
 
 
-def load(place: str | Path, format: str | None = None) -> SparseCoder:
-    """The coder at `place`: a folder, a file, or `hf://owner/repo[@revision]/path`. On the CPU, evaluation mode.
-
-    `format` names the layout where several fit; by default it is recognised by content. Raises `FormatError`
-    (no such place, no or several formats, several coders, tensors or settings that do not fit), `CorruptError`,
-    `NonFiniteError`, and `ServiceError` where the hub does not answer.
-    """
-    return _load(resolve(place), format)
-
-
-def load_all(place: str | Path, format: str | None = None) -> dict[str, SparseCoder]:
-    """Every coder at or below `place`, by its path from there (or its own name where the place itself is one)."""
-    there = resolve(place)
-    if format is not None or recognised(there):
-        coder = _load(there, format)
-        return {coder.name: coder}
-    names = _coders_below(there)
-    if not names:
-        raise _nothing(there)
-    return {name: _load(Place(there.folder / name, f"{there.shown}/{name}"), None) for name in names}
+def drafts_at(place: Place, format: str | None) -> tuple[dict[str, Draft], bool]:
+    """Every coder at or below the place by name, tensors not made yet; and whether they write together."""
+    if format is not None or recognised(place):
+        chosen = choose_format(place, format)
+        drafts = [read_draft(chosen, place, name) for name in chosen.coders(place)]
+        named = {name or draft.config.name: draft for name, draft in zip(chosen.coders(place), drafts, strict=True)}
+        return named, chosen.joint(place)
+    found: dict[str, Draft] = {}
+    for path in below(place):
+        part = Place(place.folder / path, f"{place.shown}/{path}", place.origin)
+        own, _ = drafts_at(part, None)
+        found |= {path: next(iter(own.values()))} if len(own) == 1 else {f"{path}/{k}": d for k, d in own.items()}
+    if not found:
+        raise nothing(place)
+    return found, False
 
 
-def convert(src: str | Path, dst: str | Path, format: str) -> SparseCoder:
-    """Load `src` and write it to the new folder `dst` in `format`; returns what was loaded.
-
-    `FormatError` where the format cannot be written or cannot express the coder, or `dst` holds anything.
-    """
-    target = format_of(format)
-    folder = Path(dst).expanduser()
-    if not target.writable:
-        raise FormatError(f"the format {format!r} can be read but not written")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise FormatError(f"{dst}: there is something here already; name a new folder")
-    coder = load(src)
-    target.write(coder, folder)
-    return coder
+def read_draft(format: Format, place: Place, name: str) -> Draft:
+    """One coder of a recognised place, with a note of where it came from."""
+    return with_origin(format.read(place, name), place, format.name)
 
 
-def _load(place: Place, format: str | None) -> SparseCoder:
-    if format is None:
-        return detect_format(place).load(place)
-    chosen = format_of(format)
-    if not chosen.recognise(place):
-        raise FormatError(f"{place.shown}: not {format}: looked for {chosen.looks_for}; found {place.listing()}")
-    return chosen.load(place)
-
-
-def detect_format(place: Place) -> Format:
-    """As `detect`, of a resolved place."""
-    found = recognised(place)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(f.name for f in found)
-        raise FormatError(f"{place.shown}: may be {names}; choose with format={found[0].name!r} (or another of these)")
-    below = _coders_below(place)
-    if below:
+def _one_name(format: Format, place: Place, name: str | None) -> str:
+    names = format.coders(place)
+    if name is None and len(names) == 1:
+        return names[0]
+    if name is None and format.joint(place):
         raise FormatError(
-            f"{place.shown}: holds {len(below)} coders: {', '.join(below)}; name one of these, or use load_all"
+            f"{place.shown}: holds {len(names)} coders whose writes add up; load_all gives them as one CoderSet"
         )
-    raise _nothing(place)
+    if name is None:
+        raise FormatError(
+            f"{place.shown}: holds {len(names)} coders: {names_in(names)}; name one with name=…, or use load_all"
+        )
+    if name not in names:
+        raise ConfigError(f"{place.shown}: no coder {name!r} here. {did_you_mean(name, names)}")
+    return name
 
 
-def _nothing(place: Place) -> FormatError:
-    wanted = "; ".join(f"{f.name} ({f.looks_for})" for f in map(format_of, FORMATS.names()))
-    return FormatError(f"{place.shown}: no known format. Looked for: {wanted}. Found: {place.listing()}")
-
-
-def _coders_below(place: Place) -> list[str]:
-    """Paths, from the place, of the folders below that hold a coder; hidden ones are left out."""
-    if place.file is not None:
-        return []
-    found: list[str] = []
-    level = [place.folder]
-    for _ in range(_DEPTH):
-        folders = [f for parent in level for f in sorted(parent.iterdir()) if _is_open_folder(f)]
-        hits = [f for f in folders if recognised(Place(f))]
-        found += [f.relative_to(place.folder).as_posix() for f in hits]
-        level = [f for f in folders if f not in hits]
-    return found
-
-
-def _is_open_folder(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
+def _sources(src: str | Path | SparseCoder, format: str | None, name: str | None) -> dict[str, Draft]:
+    if isinstance(src, SparseCoder):
+        return {src.name: Draft.of(src)}
+    there = resolve(src, below=name is None)
+    if name is None:
+        return drafts_at(there, format)[0]
+    chosen = choose_format(there, format)
+    return {name: read_draft(chosen, there, _one_name(chosen, there, name))}

@@ -1,42 +1,51 @@
-"""A place that may hold a coder: a folder, or one file of it."""
+"""A place that may hold coders: a folder, or one file of it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+import yaml
 
-from unmix.core.errors import CorruptError, FormatError
+from unmix.core.errors import FormatError, UnmixError
+from unmix.formats.stores import Header, Store, open_store
 
-
-@dataclass(frozen=True)
-class Header:
-    """Shape and dtype of a stored tensor, read without its data; dtype as safetensors writes it (`F32`)."""
-
-    shape: tuple[int, ...]
-    dtype: str
+_SETTINGS_BYTES = 16 * 2**20
+"""The largest config file that is parsed."""
 
 
 class Place:
-    """What the recognisers and loaders look at. Naming one file of a coder's folder names that coder."""
+    """What the recognisers and readers look at. Naming one file of a coder's folder names that coder."""
 
-    def __init__(self, path: str | Path, shown: str | None = None) -> None:
-        """`shown` is how the user wrote the place. `FormatError` where nothing is there."""
+    def __init__(self, path: str | Path, shown: str | None = None, origin: dict[str, Any] | None = None) -> None:
+        """`shown` is how the user wrote the place, `origin` where it was fetched from. `FormatError`: nothing there."""
         path = Path(path).expanduser()
         self.shown = shown or str(path)
         if not path.exists():
             raise FormatError(f"{self.shown}: no such file or folder")
         self.file = None if path.is_dir() else path.name
         self.folder = path if path.is_dir() else path.parent
+        self.origin = origin or {}
+        self.problems: dict[str, str] = {}
+        """Why a file could not be opened, by name: what recognisers met on their way."""
+        self._stores: dict[str, Store] = {}
+
+    @property
+    def hints(self) -> str:
+        """The place as text with `/`: layouts without a config say layer, width and site in their folders' names."""
+        # A local folder is resolved, so that "." has names too; a fetched one is known by what was asked for.
+        written = self.shown if "://" in self.shown or self.shown.startswith("release:") else str(self.folder.resolve())
+        return written.replace("\\", "/") + (f"/{self.file}" if self.file and not written.endswith(self.file) else "")
 
     def has(self, *names: str) -> bool:
         """Whether the folder holds all of `names`, and the file that was named, if any, is one of them."""
         return all((self.folder / name).is_file() for name in names) and (self.file is None or self.file in names)
+
+    def glob(self, pattern: str) -> list[str]:
+        """Names of the files right inside the folder that match, in order; of a named file, it alone where it does."""
+        names = sorted(f.name for f in self.folder.glob(pattern) if f.is_file())
+        return names if self.file is None else [name for name in names if name == self.file]
 
     def listing(self, n: int = 12) -> str:
         """The first files and folders, for messages."""
@@ -46,26 +55,56 @@ class Place:
     def json(self, name: str) -> dict[str, Any]:
         """A JSON file whose top is an object; `FormatError` otherwise."""
         try:
-            tree = json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            tree = json.loads(self._text(name))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise FormatError(f"{self.shown}: {name} is not JSON ({error})") from error
+        return self._object(name, tree)
+
+    def yaml(self, name: str) -> dict[str, Any]:
+        """A YAML file whose top is a mapping; `FormatError` otherwise. Tags that would build objects are refused."""
+        try:
+            tree = yaml.safe_load(self._text(name))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+            raise FormatError(f"{self.shown}: {name} is not plain YAML ({error})") from error
+        return self._object(name, tree)
+
+    def peek(self, name: str) -> dict[str, Any]:
+        """As `json` or `yaml`, by the file's suffix; empty where it is missing or neither. For recognisers."""
+        if not (self.folder / name).is_file():
+            return {}
+        try:
+            return self.yaml(name) if name.endswith((".yaml", ".yml")) else self.json(name)
+        except FormatError as error:
+            self.problems[name] = str(error)
+            return {}
+
+    def store(self, name: str) -> Store:
+        """The tensors of one file, opened once; `CorruptError` or `FormatError` where it is not a file of tensors."""
+        if name not in self._stores:
+            self._stores[name] = open_store(self.folder / name, f"{self.shown}: {name}")
+        return self._stores[name]
+
+    def keys(self, name: str) -> frozenset[str]:
+        """Names of the tensors in a file; empty where it is missing or cannot be opened. For recognisers."""
+        return frozenset(self.headers(name))
+
+    def headers(self, name: str) -> dict[str, Header]:
+        """Shapes and dtypes in a file; empty where it is missing or cannot be opened. For recognisers."""
+        if not (self.folder / name).is_file():
+            return {}
+        try:
+            return dict(self.store(name).headers())
+        except UnmixError as error:
+            self.problems[name] = str(error)
+            return {}
+
+    def _text(self, name: str) -> str:
+        path = self.folder / name
+        if path.is_file() and path.stat().st_size > _SETTINGS_BYTES:
+            raise FormatError(f"{self.shown}: {name} has {path.stat().st_size} bytes, too large for a config")
+        return path.read_text(encoding="utf-8")
+
+    def _object(self, name: str, tree: Any) -> dict[str, Any]:
         if not isinstance(tree, dict):
             raise FormatError(f"{self.shown}: {name} holds a {type(tree).__name__}, expected an object")
         return cast("dict[str, Any]", tree)
-
-    def headers(self, name: str) -> dict[str, Header]:
-        """Shapes and dtypes in a safetensors file; `CorruptError` where it is cut short or not one."""
-        try:
-            with safe_open(self.folder / name, framework="pt") as handle:
-                slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118 (not a dict)
-                return {key: Header(tuple(s.get_shape()), str(s.get_dtype())) for key, s in slices.items()}
-        except (OSError, SafetensorError) as error:
-            raise CorruptError(f"{self.shown}: {name} cannot be read ({error})") from error
-
-    def tensors(self, name: str, keys: Sequence[str]) -> dict[str, Tensor]:
-        """Some tensors of a safetensors file, on the CPU; `CorruptError` as `headers`."""
-        try:
-            with safe_open(self.folder / name, framework="pt") as handle:
-                return {key: handle.get_tensor(key) for key in keys}
-        except (OSError, SafetensorError) as error:
-            raise CorruptError(f"{self.shown}: {name} cannot be read ({error})") from error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
-from unmix.coder.sparse_coder import SparseCoder
+from unmix.core.errors import FormatError
 from unmix.core.plugins import Registry
+from unmix.formats.draft import Draft
 from unmix.formats.place import Place
 
 FORMATS = Registry(
@@ -14,30 +15,41 @@ FORMATS = Registry(
     "format",
     {
         "native": "unmix.formats.native:NativeFormat",
+        "native_set": "unmix.formats.native:NativeSetFormat",
         "sae_lens": "unmix.formats.sae_lens:SaeLensFormat",
     },
 )
 
 
-class Format(Protocol):
+class Format:
     """One published layout. One small file a format; adding one touches that file, its test and `FORMATS`."""
 
     name: str
     looks_for: str
     """What tells this layout from others, for messages."""
-    writable: bool
+    writable: bool = False
+    many: bool = False
+    """Whether `write` takes several coders at once."""
 
     def recognise(self, place: Place) -> bool:
-        """Whether the place holds this layout, by its files' names and content. Loads no weights, never raises."""
-        ...
+        """Whether the place holds this layout, by its files' names and content. Reads no weights, never raises."""
+        raise NotImplementedError
 
-    def load(self, place: Place) -> SparseCoder:
-        """The one coder of a recognised place, on the CPU in evaluation mode."""
-        ...
+    def coders(self, place: Place) -> tuple[str, ...]:
+        """Names of the coders that a recognised place holds; one without a name by default."""
+        return ("",)
 
-    def write(self, coder: SparseCoder, folder: Path) -> None:
-        """Write `coder` to a new folder; `FormatError` where this layout cannot say what the coder does."""
-        ...
+    def joint(self, place: Place) -> bool:
+        """Whether the coders of the place write together, their writes adding up (a `CoderSet`)."""
+        return False
+
+    def read(self, place: Place, name: str = "") -> Draft:
+        """One coder of a recognised place, its tensors not made yet. `FormatError` where something does not fit."""
+        raise NotImplementedError
+
+    def write(self, drafts: Mapping[str, Draft], folder: Path) -> None:
+        """Write coders (one, unless `many`) to an empty folder; `FormatError` for what the layout cannot say."""
+        raise FormatError(f"the format {self.name!r} can be read but not written")
 
 
 def format_of(name: str) -> Format:

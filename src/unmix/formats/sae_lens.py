@@ -17,19 +17,21 @@ from pathlib import Path
 from typing import Any, cast
 
 from unmix.coder.config import CoderConfig
-from unmix.coder.sparse_coder import SparseCoder
 from unmix.core.config import build
 from unmix.core.errors import ConfigError, FormatError
+from unmix.formats.draft import Draft
+from unmix.formats.folds import unit_decoder
 from unmix.formats.hook_names import from_transformer_lens
 from unmix.formats.keymap import Stored, read_state
 from unmix.formats.place import Place
-from unmix.formats.transforms import fold_decoder_norm
+from unmix.formats.registry import Format
 
 log = logging.getLogger("unmix")
 
 CFG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 SCALER = "activation_scaler.json"
+RESCALE = "rescale_acts_by_decoder_norm"
 
 _AFFINE = (
     Stored("W_enc", "W_enc", ("d_in", "d_sae"), "transpose"),
@@ -52,6 +54,11 @@ class Kind:
     keymap: tuple[Stored, ...] = _AFFINE
     transcoder: bool = False
     skip: bool = False
+
+    @property
+    def ranks(self) -> bool:
+        """Whether latents are ranked against each other."""
+        return self.activation in ("topk", "batchtopk")
 
 
 _BATCHTOPK = Kind("batchtopk", (*_AFFINE, Stored("topk_threshold", "threshold", ())))
@@ -80,7 +87,7 @@ _IGNORED = {
 }  # fmt: skip
 
 
-class SaeLensFormat:
+class SaeLensFormat(Format):
     """SAELens v6."""
 
     name = "sae_lens"
@@ -88,27 +95,25 @@ class SaeLensFormat:
     writable = True
 
     def recognise(self, place: Place) -> bool:
-        """By its two files, of any version of the layout; `load` says which versions it reads."""
+        """By its two files, of any version of the layout; `read` says which versions it reads."""
         both = (place.folder / CFG).is_file() and (place.folder / WEIGHTS).is_file()
         return both and place.file in (None, CFG, WEIGHTS)
 
-    def load(self, place: Place) -> SparseCoder:
-        """The coder, in float32. `FormatError` for a kind or setting that is not supported, or what does not fit."""
+    def read(self, place: Place, name: str = "") -> Draft:
+        """The coder. `FormatError` for a kind or setting that is not supported, or what does not fit."""
         reader = _Reader(place)
         config = reader.config()
         sizes = {"d_in": config.d_in, "d_sae": config.n_latents, "d_out": config.width_out}
-        state = read_state(place, WEIGHTS, reader.kind.keymap, sizes, source=CFG)
-        if reader.cfg.get("rescale_acts_by_decoder_norm") and reader.kind.activation in ("topk", "batchtopk"):
-            state = fold_decoder_norm(state)
-        coder = SparseCoder(config)
-        coder.load_state_dict(state)
-        return coder.eval()
+        found = read_state(place, WEIGHTS, reader.kind.keymap, sizes, source=CFG)
+        draft = Draft(config, found.state)
+        return unit_decoder(draft) if config.gate_space == "decoder_norm" else draft
 
-    def write(self, coder: SparseCoder, folder: Path) -> None:
+    def write(self, drafts: Mapping[str, Draft], folder: Path) -> None:
         """See `write_sae_lens`."""
         from unmix.formats.sae_lens_write import write_sae_lens
 
-        write_sae_lens(coder, folder)
+        (draft,) = drafts.values()
+        write_sae_lens(draft, folder)
 
 
 class _Reader:
@@ -141,6 +146,7 @@ class _Reader:
             "input_scale": scale,
             "output_scale": 1 / scale,
             "pre_bias": "tied" if self._subtracts_bias() else "none",
+            "gate_space": "decoder_norm" if self.kind.ranks and self.cfg.get(RESCALE) else "raw",
             "skip": self.kind.skip,
             "input_policy": self._policy(metadata),
             "training": {"sae_lens": self.cfg},

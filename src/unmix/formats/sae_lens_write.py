@@ -6,44 +6,38 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-
 from unmix.coder.config import BatchTopK, CoderConfig, JumpReLU, Normalise, ReLU, TopK
-from unmix.coder.sparse_coder import SparseCoder
-from unmix.core.atomic import atomic_folder, write_json
-from unmix.core.errors import FormatError, NonFiniteError
+from unmix.core.atomic import write_json
+from unmix.core.errors import FormatError
+from unmix.formats.draft import Draft
+from unmix.formats.folds import batchtopk_as_jumprelu, fold_scales, unit_decoder
 from unmix.formats.hook_names import to_transformer_lens
 from unmix.formats.keymap import write_state
 from unmix.formats.sae_lens import CFG, KINDS, WEIGHTS
-from unmix.formats.transforms import State, fold_decoder_norm, fold_input_bias, fold_scales
+from unmix.formats.stores.writing import write_safetensors
 
 log = logging.getLogger("unmix")
 
 
-def write_sae_lens(coder: SparseCoder, folder: Path) -> None:
-    """Write `cfg.json` and `sae_weights.safetensors` in float32; outputs are those of `coder`.
+def write_sae_lens(draft: Draft, folder: Path) -> None:
+    """Write `cfg.json` and `sae_weights.safetensors` in float32; outputs are those of the coder.
 
     Batch top-k is written as jumprelu with its threshold, as SAELens does. Own input biases and fixed scales are
     folded into the weights. A gate in decoder-norm space has the norms folded: codes are then z·‖w_dec‖.
-    `FormatError` for what SAELens has no field for; `NonFiniteError` before anything is written.
+    `FormatError` for what SAELens has no field for.
     """
-    config = coder.config
+    config = draft.config
     architecture = _architecture(config)
     normalisation = _normalisation(config)
-    state = {name: t.detach().cpu().float() for name, t in coder.state_dict().items()}
-    for name, tensor in state.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise NonFiniteError(f"{coder.name}: {name} holds NaN or infinity; nothing was written")
-    if config.gate_space == "decoder_norm":
-        log.info("%s: decoder norms are folded in: the written coder's codes are z·‖w_dec‖", coder.name)
-        state = fold_decoder_norm(state)
-    state, subtracts = _without_scales(state, config, architecture)
-    state = _threshold_vector(state, config)
-    cfg = _cfg(config, architecture, normalisation, subtracts)
-    with atomic_folder(folder) as temp:
-        write_json(temp / CFG, cfg)
-        save_file(write_state(state, KINDS[architecture].keymap), temp / WEIGHTS)
+    if config.gate_space != "raw":
+        log.info("%s: decoder norms are folded in: the written coder's codes are z·‖w_dec‖", config.name)
+        draft = unit_decoder(draft)
+    draft = batchtopk_as_jumprelu(draft)
+    plain = config.input_scale == config.output_scale == 1.0 and config.normalise.kind != "standardise"
+    if not (plain and config.pre_bias in ("none", "tied")) or KINDS[architecture].transcoder:
+        draft = fold_scales(draft)
+    write_json(folder / CFG, _cfg(config, architecture, normalisation, draft.config.pre_bias == "tied"))
+    write_safetensors(folder / WEIGHTS, write_state(draft.state, KINDS[architecture].keymap))
 
 
 def _architecture(config: CoderConfig) -> str:
@@ -71,34 +65,13 @@ def _architecture(config: CoderConfig) -> str:
 
 def _normalisation(config: CoderConfig) -> str:
     rule = config.normalise
-    if rule.kind == "none":
+    if rule.kind in ("none", "standardise"):
         return "none"
     if rule != Normalise(kind="layer_norm"):
         raise _cannot(config, f"layer_norm with {rule!r}; it knows {Normalise(kind='layer_norm')!r}")
     if config.writes != config.reads or config.width_out != config.d_in or config.skip:
         raise _cannot(config, "a transcoder with layer_norm")
     return "layer_norm"
-
-
-def _without_scales(state: State, config: CoderConfig, architecture: str) -> tuple[State, bool]:
-    """The state without fixed scales and own biases, and whether b_dec is subtracted from the input."""
-    unit = config.input_scale == 1.0 and config.output_scale == 1.0
-    if config.pre_bias == "tied" and unit and not KINDS[architecture].transcoder:
-        return state, True
-    if config.pre_bias == "tied":
-        state = fold_input_bias(state, state["b_dec"])
-    elif config.pre_bias == "own":
-        state = fold_input_bias(state, state["b_pre"])
-    return fold_scales(state, config), False
-
-
-def _threshold_vector(state: State, config: CoderConfig) -> State:
-    if not isinstance(config.activation, BatchTopK):
-        return state
-    threshold = float(state["threshold"])
-    if threshold < 0:
-        raise _cannot(config, "a batchtopk coder whose threshold was never calibrated")
-    return {**state, "threshold": torch.full((config.n_latents,), threshold)}
 
 
 def _cfg(config: CoderConfig, architecture: str, normalisation: str, subtracts: bool) -> dict[str, Any]:

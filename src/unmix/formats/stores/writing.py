@@ -1,0 +1,107 @@
+"""Writing safetensors tensor by tensor: a coder of any size in the memory of its largest tensor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+import torch
+from torch import Tensor
+
+from unmix.core.atomic import atomic_file, write_json
+from unmix.core.errors import FormatError, NonFiniteError
+from unmix.core.progress import Task
+from unmix.formats.lazy import Lazy
+from unmix.formats.stores.base import Header
+from unmix.formats.stores.finite import is_finite
+from unmix.formats.stores.safetensors_file import DTYPES
+
+_CHUNK = 8 << 20
+"""Bytes that are made contiguous and written at a time."""
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Lazy], metadata: Mapping[str, str] | None = None, progress: Task | None = None
+) -> None:
+    """Write one safetensors file, whole or not at all; each tensor is made, written in chunks and let go.
+
+    `progress` advances by bytes. `NonFiniteError` where a tensor holds NaN or infinity; `FormatError` for a dtype
+    that safetensors does not know.
+    """
+    ordered = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    # Large items first keep every tensor aligned in the file, so that it can be mapped as it is.
+    entries, end = dict[str, object](), 0
+    for name in ordered:
+        header = Header(tensors[name].shape, tensors[name].dtype)
+        if header.dtype not in _NAMES:
+            raise FormatError(f"{path}: {name}: safetensors has no dtype {header.dtype}")
+        span = [end, end + header.nbytes]
+        entries[name] = {"dtype": _NAMES[header.dtype], "shape": list(header.shape), "data_offsets": span}
+        end = span[1]
+    head = {"__metadata__": dict(metadata)} if metadata else {}
+    text = json.dumps({**head, **entries}, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_file(path) as temp, temp.open("wb") as handle:
+        handle.write(len(text).to_bytes(8, "little") + text)
+        for name in ordered:
+            write_data(handle, tensors[name], f"{path}: {name}", progress)
+
+
+def write_sharded(
+    folder: Path, stem: str, tensors: Mapping[str, Lazy], shard_bytes: int, progress: Task | None = None
+) -> tuple[str, ...]:
+    """Write `STEM-00001-of-0000N.safetensors` and `STEM.safetensors.index.json`, or `STEM.safetensors` where one is enough.
+
+    A shard holds at most `shard_bytes` of tensors, or one larger tensor. Gives the names of the files, the index last.
+    """
+    shards: list[dict[str, Lazy]] = []
+    sizes = {name: Header(lazy.shape, lazy.dtype).nbytes for name, lazy in tensors.items()}
+    room = 0
+    for name, lazy in tensors.items():
+        if not shards or sizes[name] > room:
+            shards.append({})
+            room = shard_bytes
+        shards[-1][name] = lazy
+        room -= sizes[name]
+    if len(shards) <= 1:
+        write_safetensors(folder / f"{stem}.safetensors", tensors, {"format": "pt"}, progress)
+        return (f"{stem}.safetensors",)
+    names = [f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        write_safetensors(folder / name, shard, {"format": "pt"}, progress)
+    where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+    index = f"{stem}.safetensors.index.json"
+    write_json(folder / index, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where})
+    return (*names, index)
+
+
+def write_data(handle: IO[bytes], lazy: Lazy, shown: str, progress: Task | None = None) -> None:
+    """Append the bytes of one tensor, row by row as it would lie in memory. `NonFiniteError` for NaN or infinity."""
+    tensor = lazy().detach()
+    if tuple(tensor.shape) != lazy.shape or tensor.dtype != lazy.dtype:
+        raise FormatError(f"{shown}: is {tensor.dtype} {list(tensor.shape)}, expected {lazy.dtype} {list(lazy.shape)}")
+    for chunk in _chunks(tensor):
+        if not is_finite(chunk):
+            raise NonFiniteError(f"{shown} holds NaN or infinity; nothing was written")
+        handle.write(memoryview(chunk.view(torch.uint8).numpy()))
+        if progress is not None:
+            progress.advance(chunk.nbytes)
+
+
+def _chunks(tensor: Tensor) -> Iterator[Tensor]:
+    """Flat contiguous pieces of `tensor`, in order; only pieces are ever copied."""
+    if tensor.numel() == 0:
+        return
+    if tensor.is_contiguous() or tensor.nbytes <= _CHUNK:
+        yield from tensor.reshape(-1).split(_CHUNK // tensor.itemsize)
+        return
+    rows = _CHUNK * tensor.shape[0] // tensor.nbytes
+    if rows == 0:
+        for row in tensor:
+            yield from _chunks(row)
+        return
+    for part in tensor.split(rows):
+        yield part.reshape(-1)
