@@ -79,7 +79,7 @@ $(VENV)/.made:
 	@command -v $(PYTHON) >/dev/null || { echo "unmix needs Python >= 3.11, and '$(PYTHON)' was not found: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "unmix needs Python >= 3.11, and '$(PYTHON)' is $$($(PYTHON) -V 2>&1): make PYTHON=python3.12" >&2; exit 1; }
 	@echo "making $(VENV) with $$($(PYTHON) -V)"
-	@$(PYTHON) -m venv --clear $(VENV) || { echo "'$(PYTHON) -m venv' failed; some systems package it apart, as python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "'$(PYTHON) -m venv' failed; some systems package it apart, as python3-venv" >&2; exit 1; }
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt

@@ -62,7 +62,9 @@ class Settings:
 
     def choice(self, key: str, *allowed: str, default: str = _MISSING) -> str:
         """One of some words."""
-        value = self.text(key, default)
+        value = self._value(key, default)
+        if not isinstance(value, str):
+            raise self.wrong(key, value, f"one of {', '.join(allowed)}")
         if value not in allowed:
             raise self.error(f"{self._path}{key} is {value!r}. {did_you_mean(value, allowed)}")
         return value
