@@ -26,6 +26,7 @@ COMMANDS = {
     "view": "look at a run in the browser, on 127.0.0.1",
     "inspect": "what a coder is: shapes, hooks, activation, norms, health",
     "convert": "write a coder in another format",
+    "releases": "published coders that can be loaded by name",
     "verify": "check every hash of a coder, index, report or run",
 }
 

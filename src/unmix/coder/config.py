@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from unmix.core.config import Config
 from unmix.core.policy import InputPolicy, ModelFingerprint
@@ -77,7 +77,45 @@ class Identity(Config):
     kind: Literal["identity"] = "identity"
 
 
-Activation = Annotated[TopK | BatchTopK | JumpReLU | GroupMax | Gated | ReLU | Identity, Field(discriminator="kind")]
+class MatchingPursuit(Config):
+    """One latent after the other: the one that fits the residual best, which then loses it (Mallat & Zhang 1993).
+
+    r ← x − b_pre; z = W_enc r + b_enc; the largest z, cut at 0, is added to its latent's code, and r loses z·w_dec.
+    """
+
+    kind: Literal["matching_pursuit"] = "matching_pursuit"
+    residual_threshold: NonNegativeFloat = 0.01
+    """A token is done when ‖r‖ falls below this (in units of the prepared input); 0: never for that reason."""
+    max_iterations: PositiveInt | None = None
+    """Default: `d_in`."""
+    stop_on_duplicate_support: bool = True
+    """A token is done when a step brings no new latent."""
+
+
+class Temporal(Config):
+    """What the tokens before predict is taken away, the rest is encoded sparsely (arXiv 2511.01836).
+
+    Each of `n_layers` attention layers predicts codes from those of earlier tokens; their reconstruction is projected
+    out of the residual. The codes are those of what remains; `decode` adds the prediction back.
+    """
+
+    kind: Literal["temporal"] = "temporal"
+    k: PositiveInt | None = None
+    """The largest k of relu(z) are kept; None: all that are positive."""
+    n_heads: PositiveInt = 8
+    n_layers: PositiveInt = 1
+    bottleneck: PositiveInt = 64
+    """Queries and keys are n_latents / bottleneck wide."""
+    z_scale: PositiveFloat
+    """Fixed factor: z = W_enc (z_scale · r) + b_enc."""
+    eps: NonNegativeFloat = 1e-6
+    """Added to the norm of the predicted reconstruction before dividing by its square."""
+
+
+Activation = Annotated[
+    TopK | BatchTopK | JumpReLU | GroupMax | Gated | ReLU | Identity | MatchingPursuit | Temporal,
+    Field(discriminator="kind"),
+]
 
 
 class Normalise(Config):

@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from unmix.coder.sparse_coder import SparseCoder
 
 
-ENCODERS = Registry("unmix.encoders", "encoder", {})
+ENCODERS = Registry(
+    "unmix.encoders",
+    "encoder",
+    {
+        "matching_pursuit": "unmix.coder.encoders.matching_pursuit:MatchingPursuitEncoder",
+        "temporal": "unmix.coder.encoders.temporal:TemporalEncoder",
+    },
+)
 """Encoders that are not affine, by the kind of activation that asks for them."""
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,16 @@ from unmix.coder.sparse_coder import SparseCoder
 from unmix.core.errors import ModelError
 from unmix.lm.model import LanguageModel
 
-_POINTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "attn_out_post", "mlp_out", "mlp_out_post")
+_POINTS = ("resid_post", "resid_mid", "resid_pre", "mlp_out_post", "mlp_out", "attn_out_post", "attn_out")
 _INPUTS = ("mlp_in", "resid_mid", "attn_in", "resid_pre")
 _LAYER = re.compile(r"^blocks\.(\d+)\.(\w+)$")
+_SPACES = {
+    "raw": "z alone",
+    "decoder_norm": "z times the decoder norm",
+    "decoder_norm_sum": "z times the sum of the decoder norms of its writes",
+}
+_Change = tuple[str, str, SparseCoder | None]
+"""What is done differently, what it would mean, and the coder so changed (None where it cannot be)."""
 
 
 @dataclass(frozen=True)
@@ -30,119 +37,139 @@ class Hypothesis:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     cause: str = ""
+    """What it means, if this is the reading that fits."""
+    steps: int = 0
+    """How many things differ from what is stated."""
+
+    def then(self, what: str, cause: str, **changes: Any) -> Hypothesis:
+        """One thing more done differently."""
+        return replace(
+            self,
+            what=what if self.steps == 0 else f"{self.what}, {what}",
+            cause=f"{self.cause}; and {cause}" if self.cause else cause,
+            steps=self.steps + 1,
+            **changes,
+        )
 
 
-def hook_hypotheses(coder: SparseCoder, lm: LanguageModel) -> Iterator[Hypothesis]:
-    """The coder as it is, at other points of its layer and the layers beside it. For one read and one write.
+def hook_hypotheses(base: Hypothesis, lm: LanguageModel) -> Iterator[Hypothesis]:
+    """The coder at other points of its layer and of the layers beside it. For one read and one write.
 
     A coder that reads and writes one hook moves as a whole; a transcoder's input or output moves alone.
     """
-    config = coder.config
-    if len(config.reads) != 1 or len(config.writes) != 1:
+    if len(base.reads) != 1 or len(base.writes) != 1:
         return
-    read, write = config.reads[0], config.writes[0]
+    config, read, write = base.coder.config, base.reads[0], base.writes[0]
     if read == write:
         for hook in _nearby(read, lm, config.d_in, _POINTS):
-            yield Hypothesis(f"at {hook}", coder, (hook,), (hook,), f"wrong hook: the coder fits {hook}, not {read}")
+            cause = f"wrong hook: it fits {hook}, not {read}"
+            yield base.then(f"at {hook}", cause, reads=(hook,), writes=(hook,))
         return
     for hook in _nearby(read, lm, config.d_in, _INPUTS):
-        cause = f"wrong hook: the coder reads {hook}, not {read}"
-        yield Hypothesis(f"reading {hook}", coder, (hook,), (write,), cause)
+        yield base.then(f"reading {hook}", f"wrong hook: it reads {hook}, not {read}", reads=(hook,))
     for hook in _nearby(write, lm, config.width_out, _POINTS):
-        cause = f"wrong hook: the coder writes {hook}, not {write}"
-        yield Hypothesis(f"writing {hook}", coder, (read,), (hook,), cause)
+        yield base.then(f"writing {hook}", f"wrong hook: it writes {hook}, not {write}", writes=(hook,))
 
 
 def coder_hypotheses(
-    coder: SparseCoder, x: Float[Tensor, "rows d"], reads: tuple[str, ...], writes: tuple[str, ...]
+    base: Hypothesis, x: Float[Tensor, "rows d_in"], target: Float[Tensor, "rows d_out"]
 ) -> Iterator[Hypothesis]:
-    """The same weights with another config, at one place. `x` are activations there, to measure scales by."""
-    config = coder.config
-    elsewhere = reads != config.reads
-    where, also = (f" at {' + '.join(reads)}", f", and the hook is {reads[0]}") if elsewhere else ("", "")
-    for what, cause, changed in _readings(coder, x):
-        if changed is not None:
-            yield Hypothesis(what + where, changed, reads, writes, cause + also)
+    """The same weights under another config, at one place; scales are measured on its activations `x` and `target`."""
+    coder = base.coder
+    for changes in (_inputs(coder, x, target), _biases(coder), _norms(coder)):
+        for what, cause, changed in changes:
+            if changed is not None:
+                yield base.then(what, cause, coder=changed)
 
 
-def _readings(coder: SparseCoder, x: Tensor) -> Iterator[tuple[str, str, SparseCoder | None]]:
+def _inputs(coder: SparseCoder, x: Tensor, target: Tensor) -> Iterable[_Change]:
+    """Other normalisations and scales of the input."""
     config = coder.config
-    root = config.d_in**0.5
-    if config.normalise.kind == "none" and config.input_scale == 1.0:
-        mean_norm = root / float(x.norm(dim=-1).mean())
-        for what, scale, cause in (
-            ("input scaled to a mean norm of √d", mean_norm, "missing scale: it was trained on inputs of mean norm √d"),
-            ("input × √d", root, "missing scale: it was trained on activations √d times larger (Gemma's embeddings)"),
-            ("input ÷ √d", 1 / root, "missing scale: it was trained on activations √d times smaller"),
-        ):
-            yield what, cause, _with(coder, input_scale=scale, output_scale=1 / scale)
-        layer_norm = Normalise(kind="layer_norm")
-        yield (
-            "layer-normed input",
-            "missing normalisation: it was trained on layer-normed inputs",
-            _with(coder, normalise=layer_norm),
-        )
-        yield (
-            "centred input",
-            "missing centring: it was trained on activations less their mean over the width",
-            _with(coder, normalise=layer_norm, centre_only=True),
-        )
-    elif config.normalise.kind != "none":
+    if config.normalise.kind != "none":
         yield (
             "raw input",
             "normalisation that does not belong: it was trained on raw activations",
             _with(coder, normalise=Normalise()),
         )
-    else:
+        return
+    if config.input_scale != 1.0 or config.output_scale != 1.0:
         yield (
-            "unscaled input",
-            "a scale that does not belong, or was folded in already",
+            "unscaled",
+            "a scale that does not belong, or was folded into the weights already",
             _with(coder, input_scale=1.0, output_scale=1.0),
         )
-    if config.width_out == config.d_in and config.pre_bias != "own":
-        other = "none" if config.pre_bias == "tied" else "tied"
-        says = "is not subtracted from its input" if other == "none" else "is subtracted from its input"
-        yield (
-            f"b_dec {'not ' if other == 'none' else ''}subtracted",
-            f"input bias: b_dec {says}",
-            _with(coder, pre_bias=other),
-        )
+        return
+    for what, cause, scale, back in _scales(coder, x, target):
+        yield what, cause, _with(coder, input_scale=scale, output_scale=back)
+    if len(config.reads) > 1:
+        return
+    yield (
+        "layer-normed input",
+        "missing normalisation: it was trained on layer-normed activations",
+        # What a transcoder writes is another hook's: it is not scaled back by its input.
+        _with(coder, normalise=Normalise(kind="layer_norm", restore=config.reads == config.writes)),
+    )
+    yield (
+        "centred input",
+        "missing centring: it was trained on activations less their mean over the width (TransformerLens' default)",
+        _Centred(coder) if config.width_out == config.d_in else None,
+    )
+
+
+def _scales(coder: SparseCoder, x: Tensor, target: Tensor) -> Iterator[tuple[str, str, float, float]]:
+    """`(what, cause, input scale, output scale)`."""
+    root = coder.config.d_in**0.5
+    norm_in, norm_out = float(x.norm(dim=-1).mean()), float(target.norm(dim=-1).mean())
+    if norm_in > 0:
+        cause = "missing scale: it was trained on inputs scaled to a mean norm of √d"
+        yield "scaled to a mean norm of √d", cause, root / norm_in, norm_out / coder.config.width_out**0.5
+    yield "× √d", "missing scale: it was trained on activations √d times larger", root, 1 / root
+    cause = "missing scale: it was trained on activations √d times smaller (Gemma's embeddings before their own scale)"
+    yield "÷ √d", cause, 1 / root, root
+
+
+def _biases(coder: SparseCoder) -> Iterable[_Change]:
+    """b_dec subtracted from the input, or not."""
+    if coder.config.width_out != coder.config.d_in or coder.config.pre_bias == "own":
+        return
+    tied = coder.config.pre_bias == "tied"
+    yield (
+        f"b_dec {'not ' if tied else ''}subtracted",
+        f"input bias: b_dec {'is not' if tied else 'is'} subtracted from its input",
+        _with(coder, pre_bias="none" if tied else "tied"),
+    )
+
+
+def _norms(coder: SparseCoder) -> Iterable[_Change]:
+    """Decoder norms folded into the codes, or not."""
     norms = coder.W_dec.detach().norm(dim=-1)
-    if float(norms.std()) > 1e-3 * float(norms.mean()) or abs(float(norms.mean()) - 1) > 1e-3:
-        yield (
-            "unit-norm decoder rows",
-            "folded norm: its decoder rows are meant at unit norm",
-            _with(coder, weights=lambda c: {"W_dec": c.dictionary}),
-        )
-        other = "raw" if config.gate_space == "decoder_norm" else "decoder_norm"
-        if config.gate_space in ("raw", "decoder_norm") and config.activation.kind != "relu":
-            yield (
-                f"gate on {'z' if other == 'raw' else 'z × decoder norm'}",
-                (
-                    "folded norm: its thresholds or ranking act on "
-                    + ("z alone" if other == "raw" else "z times the decoder norm")
-                ),
-                _with(coder, gate_space=other),
-            )
+    mean = float(norms.mean())
+    if float(norms.std(correction=0)) <= 1e-3 * mean and abs(mean - 1) <= 1e-3:
+        return
+    yield (
+        "decoder rows at unit norm",
+        "folded norm: its decoder rows are meant at unit norm",
+        _with(coder, weights=lambda c: {"W_dec": c.dictionary}),
+    )
+    space, several = coder.config.gate_space, len(coder.config.writes) > 1
+    if space not in _SPACES or coder.config.activation.kind in ("relu", "identity", "gated"):
+        return
+    for other, said in _SPACES.items():
+        if other != space and (several or other != "decoder_norm_sum"):
+            yield f"gate on {said}", f"folded norm: its gate acts on {said}", _with(coder, gate_space=other)
 
 
 def _with(
-    coder: SparseCoder,
-    weights: Callable[[SparseCoder], dict[str, Tensor]] | None = None,
-    centre_only: bool = False,
-    **changes: Any,
+    coder: SparseCoder, weights: Callable[[SparseCoder], dict[str, Tensor]] | None = None, **changes: Any
 ) -> SparseCoder | None:
     """A coder of the same tensors under another config; None where that config cannot be."""
-    if centre_only:
-        return _Centred(coder) if coder.config.width_out == coder.config.d_in else None
     try:
         config = CoderConfig.model_validate({**coder.config.model_dump(), **changes})
     except ValueError:
         return None
     state = {name: t.detach() for name, t in coder.state_dict().items()}
-    for name in ("norm_mean", "norm_scale"):
-        if config.normalise.kind != "standardise":
-            state.pop(name, None)
+    if config.normalise.kind != "standardise":
+        state = {name: t for name, t in state.items() if name not in ("norm_mean", "norm_scale")}
     return SparseCoder.from_state(config, {**state, **(weights(coder) if weights else {})})
 
 
@@ -170,19 +197,29 @@ class _Centred(SparseCoder):
 
 
 def _nearby(hook: str, lm: LanguageModel, width: int, points: tuple[str, ...]) -> Iterator[str]:
-    """Other points of the hook's layer and its neighbours that are `width` wide, each tensor once."""
-    match = _LAYER.match(lm.hook(hook).name)
+    """Other tensors of the hook's layer and its neighbours that are `width` wide: its own point one layer off first."""
+    stated = lm.hook(hook)
+    match = _LAYER.match(stated.name)
     if match is None:
         return
-    layer = int(match[1])
-    seen = {lm.hook(hook).read}
-    for near in (layer, layer - 1, layer + 1):
-        for point in points:
-            name = f"blocks.{near}.{point}"
-            try:
-                found = lm.hook(name)
-            except ModelError:
-                continue
-            if found.read not in seen and lm.width(name) == width:
-                seen.add(found.read)
-                yield name
+    layer, own = int(match[1]), match[2]
+    beside = [f"blocks.{layer + step}.{own}" for step in (-1, 1)]
+    others = [f"blocks.{near}.{point}" for near in (layer, layer - 1, layer + 1) for point in points]
+    seen = {_tensor(stated.name, lm)}
+    for name in (*beside, *others):
+        try:
+            tensor = _tensor(name, lm)
+        except ModelError:
+            continue
+        if tensor not in seen and lm.width(name) == width:
+            seen.add(tensor)
+            yield name
+
+
+def _tensor(name: str, lm: LanguageModel) -> object:
+    """What tells one tensor from another: the output of a block is the input of the next."""
+    found = lm.hook(name)
+    match = _LAYER.match(found.name)
+    if match and match[2] in ("resid_pre", "resid_post"):
+        return int(match[1]) + (match[2] == "resid_post")
+    return found.read

@@ -1,13 +1,14 @@
 """Does a published coder do on the real model what its publisher says? And if not, what went wrong on the way.
 
-L0 and FVU are measured at the hook that the coder states, and then under other readings of the same files: the hooks
-nearby, scales that a layout forgets to mention, norms folded or not. A reading that fits far better names the cause.
+L0 and FVU are measured at the hooks that the coder states, and where they are off under other readings of the same
+files: the hooks nearby, scales that a layout forgets to mention, norms folded or not. A reading that fits far better
+names the cause.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,22 +16,32 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unmix.coder.coder_set import CoderSet
 from unmix.coder.sparse_coder import SparseCoder
 from unmix.core.errors import ConfigError, ModelError
+from unmix.core.policy import InputPolicy
 from unmix.evaluate.hypotheses import Hypothesis, coder_hypotheses, hook_hypotheses
 from unmix.evaluate.local import LocalMetrics
 from unmix.lm import policy_mask
 from unmix.lm.model import LanguageModel
+from unmix.metrics.reconstruction import Reconstruction
+from unmix.train.session import packed_documents, require_hooks
 
-_BATCH = 8
+_BATCH_TOKENS = 2048
+_ROWS = 1024
+_SEARCH_ROWS = 2048
+"""Other readings are compared on this many rows, spread over the text; those that are named are measured on all."""
 _NEAR_L0 = 1.5
 """Measured L0 this many times the published one, or less, still agrees: it moves with text, BOS and precision."""
 _NEAR_FVU = 0.15
-"""As much FVU apart still agrees."""
+"""This much more FVU than published still agrees."""
 _BAD_FVU = 0.7
 """Above this a coder explains so little that something is likely wrong, whatever was published."""
 _MUCH_BETTER = 0.7
 """Another reading is named as the cause where its FVU is below this share of the stated one's."""
+_ANOTHER_STEP = 1.25
+"""A reading that changes two things must be this much better than one that changes one."""
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -43,8 +54,12 @@ class Reading:
     writes: tuple[str, ...]
     l0: float
     fvu: float
+    tokens: int
+    """Positions that it was measured on."""
     cause: str = ""
     """What it would mean, if this reading is the one that fits."""
+    steps: int = 0
+    """How many things are done differently."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,7 @@ class SelfCheck:
     stated: Reading
     published: dict[str, float]
     others: tuple[Reading, ...]
-    """Other readings, the best FVU first; empty where the stated one was good enough."""
+    """Other readings, the best fitting first; empty where the stated one was good enough."""
     tokens: int
     disagreements: tuple[str, ...]
     """What does not agree, in words; empty is good."""
@@ -68,7 +83,7 @@ class SelfCheck:
 
     def model_dump(self) -> dict[str, Any]:
         """Fit for JSON."""
-        return asdict(self)
+        return {**asdict(self), "agrees": self.agrees}
 
 
 @torch.no_grad()
@@ -82,82 +97,156 @@ def self_check(
     """Measure `coder` on `tokens`, and look for the cause where the numbers are off.
 
     `published` holds `l0` and `fvu` where they are known; by default what the coder's files or release said. With
-    `thorough` the other readings are tried even where the stated one agrees. `ModelError` where the stated hooks do not
-    exist or have another width, `ConfigError` where the coder states none or no position counts.
+    `thorough` other readings are tried even where the stated one agrees, and every pair of a hook and a change.
+    `ModelError` where the stated hooks do not exist or have another width, `ConfigError` where the coder states none or
+    no position counts.
     """
-    told = published if published is not None else coder.config.training.get("published") or {}
-    known = {k: float(v) for k, v in told.items() if k in ("l0", "fvu")}
-    bench = _Bench(lm, tokens, coder)
-    stated = bench.measure(Hypothesis("as stated", coder, coder.config.reads, coder.config.writes))
+    known = published_of([coder]) if published is None else dict(published)
+    require_hooks(coder.name, coder.config.reads)
+    start = Hypothesis("as stated", coder, coder.config.reads, coder.config.writes)
+    bench = _Bench(lm, tokens, coder.config.input_policy)
+    bench.fits(start)
+    stated = bench.measure(start)
     wrong = _disagreements(stated, known)
     if not wrong and not thorough:
         return SelfCheck(stated, known, (), bench.counted, (), ())
-    others = _others(bench, coder, stated)
-    return SelfCheck(stated, known, others, bench.counted, wrong, _causes(stated, others, known) if wrong else ())
+    tried = _search(bench, start, known, thorough)
+    named = [pair for pair in tried if wrong and _fits(pair[1], stated, known)][:_NAMED]
+    whole = [bench.measure(hypothesis) for hypothesis, _ in named]
+    whole = sorted((r for r in whole if _fits(r, stated, known)), key=lambda r: _distance(r, known))
+    rest = [reading for pair, reading in tried if not any(pair is other for other, _ in named)]
+    causes = tuple(f"{r.cause} (then L0 {r.l0:.4g}, FVU {r.fvu:.3g})" for r in whole)
+    return SelfCheck(stated, known, (*whole, *rest), bench.counted, wrong, causes)
 
 
-def _others(bench: _Bench, coder: SparseCoder, stated: Reading) -> tuple[Reading, ...]:
-    """Other hooks with the coder as it is; then other readings of the coder, at the stated hook and the best one."""
-    hooks = [bench.measure(h) for h in hook_hypotheses(coder, bench.lm)]
-    best = min([stated, *hooks], key=lambda r: r.fvu)
-    places = dict.fromkeys([(stated.reads, stated.writes), (best.reads, best.writes)])
-    readings = [
-        bench.measure(hypothesis)
-        for reads, writes in places
-        for hypothesis in coder_hypotheses(coder, bench.inputs(reads), reads, writes)
-    ]
-    return tuple(sorted([*hooks, *readings], key=lambda r: r.fvu))
+@torch.no_grad()
+def self_check_set(
+    coders: CoderSet, lm: LanguageModel, tokens: Int[Tensor, "n pos"], published: Mapping[str, float] | None = None
+) -> SelfCheck:
+    """Measure coders whose writes add up: L0 of all together, FVU of the sums over every hook that is written.
+
+    `others` are the hooks one by one. No other readings are tried. Raises as `self_check`.
+    """
+    first = next(iter(coders.values()))
+    known = published_of(coders.values()) if published is None else dict(published)
+    bench = _Bench(lm, tokens, first.config.input_policy)
+    for name, coder in coders.items():
+        require_hooks(name, coder.config.reads)
+        bench.fits(Hypothesis("as stated", coder, coder.config.reads, coder.config.writes))
+    writes = tuple(coders.widths)
+    targets = {hook: bench.inputs((hook,)) for hook in writes}
+    whole = Reconstruction(torch.cat([t.double().mean(0) for t in targets.values()]))
+    single = {hook: Reconstruction(t.double().mean(0)) for hook, t in targets.items()}
+    fired = 0
+    for start in range(0, bench.counted, _ROWS):
+        part = slice(start, start + _ROWS)
+        inputs = {hook: bench.inputs((hook,))[part].to(first.device) for hook in coders.reads}
+        codes = coders.encode(inputs)
+        fired += sum(int((own.values != 0).sum()) for own in codes.values())
+        sums = {hook: value.cpu() for hook, value in coders.decode(codes).items()}
+        for hook, metric in single.items():
+            metric.update(targets[hook][part], sums[hook])
+        whole.update(torch.cat([targets[h][part] for h in writes], -1), torch.cat([sums[h] for h in writes], -1))
+    l0 = fired / bench.counted
+    stated = Reading("as stated, summed", coders.reads, writes, l0, _number(whole.result()["fvu"]), bench.counted)
+    each = tuple(
+        Reading(f"at {hook}", (), (hook,), l0, _number(metric.result()["fvu"]), bench.counted)
+        for hook, metric in single.items()
+    )
+    return SelfCheck(stated, known, each, bench.counted, _disagreements(stated, known), ())
+
+
+def published_of(coders: Iterable[SparseCoder]) -> dict[str, float]:
+    """L0 and FVU as files or release state them; of several coders that write together, only what all state alike."""
+    told = [dict(coder.config.training.get("published") or {}) for coder in coders]
+    first = told[0] if told and all(one == told[0] for one in told) else {}
+    return {key: float(value) for key, value in first.items() if key in ("l0", "fvu") and value is not None}
+
+
+def _search(
+    bench: _Bench, start: Hypothesis, known: Mapping[str, float], thorough: bool
+) -> list[tuple[Hypothesis, Reading]]:
+    """Every single change; then a second one on top of the best (`thorough`: of every hook). Best first."""
+
+    def changes(base: Hypothesis) -> list[Hypothesis]:
+        return list(coder_hypotheses(base, bench.inputs(base.reads), bench.inputs(base.writes)))
+
+    def measured(hypotheses: Iterable[Hypothesis]) -> list[tuple[Hypothesis, Reading]]:
+        return [(h, bench.measure(h, _SEARCH_ROWS)) for h in hypotheses]
+
+    def order(pair: tuple[Hypothesis, Reading]) -> float:
+        return _distance(pair[1], known)
+
+    moves = list(hook_hypotheses(start, bench.lm))
+    first = measured([*moves, *changes(start)])
+    if thorough:
+        second = measured(two for base in moves for two in changes(base))
+    else:
+        best, found = min(first, key=order, default=(start, None))
+        moved = (best.reads, best.writes) != (start.reads, start.writes)
+        done = found is None or not _disagreements(found, known)
+        second = [] if done else measured(changes(best) if moved else hook_hypotheses(best, bench.lm))
+    return sorted([*first, *second], key=order)
 
 
 class _Bench:
-    """One model, one text: activations of any hook, captured once, at the positions that the coder's policy counts."""
+    """One model, one text: activations of any hook, captured once, at the positions that the policy counts."""
 
-    def __init__(self, lm: LanguageModel, tokens: Tensor, coder: SparseCoder) -> None:
-        self.lm, self.tokens, self.coder = lm, tokens, coder
-        self.mask = policy_mask(tokens, coder.config.input_policy)
+    def __init__(self, lm: LanguageModel, tokens: Tensor, policy: InputPolicy) -> None:
+        self.lm, self.tokens, self.policy = lm, tokens, policy
+        self.mask = policy_mask(tokens, policy)
         self.counted = int(self.mask.sum())
         if not self.counted:
             raise ConfigError("no position counts under the coder's input policy: give longer text")
         rows = torch.arange(len(tokens)).unsqueeze(-1).expand_as(tokens)
         self.contexts = rows[self.mask]
+        self._documents = packed_documents(tokens, policy)
         self._kept: dict[str, Tensor] = {}
 
+    def fits(self, hypothesis: Hypothesis) -> None:
+        """`ModelError` where a hook is not in the model, or not as wide as the coder needs."""
+        config = hypothesis.coder.config
+        for hooks, expected in ((hypothesis.reads, config.d_in), (hypothesis.writes, config.width_out)):
+            widths = [self.lm.width(hook) for hook in hooks]
+            if sum(widths) != expected:
+                raise ModelError(
+                    f"{hypothesis.coder.name}: {' + '.join(hooks)} of {self.lm.name} is "
+                    f"{' + '.join(map(str, widths))} wide, the coder needs {expected}"
+                )
+
     def inputs(self, hooks: Sequence[str]) -> Float[Tensor, "rows d"]:
-        """Activations of the hooks, concatenated, float32."""
+        """Activations of the hooks, concatenated, float32 on the CPU."""
         missing = [hook for hook in hooks if hook not in self._kept]
         if missing:
             parts: dict[str, list[Tensor]] = {hook: [] for hook in missing}
-            for start in range(0, len(self.tokens), _BATCH):
-                some = slice(start, start + _BATCH)
-                policy = self.coder.config.input_policy
-                found = self.lm.capture(self.tokens[some].to(self.lm.device), missing, policy)
+            step = max(1, _BATCH_TOKENS // self.tokens.shape[1])
+            for start in range(0, len(self.tokens), step):
+                some = slice(start, start + step)
+                documents = None if self._documents is None else self._documents[some]
+                found = self.lm.capture(self.tokens[some], missing, self.policy, documents=documents)
                 for hook in missing:
-                    parts[hook].append(found[hook][self.mask[some].to(found[hook].device)].float().cpu())
+                    parts[hook].append(found[hook].cpu()[self.mask[some]].float())
             self._kept |= {hook: torch.cat(values) for hook, values in parts.items()}
         return torch.cat([self._kept[hook] for hook in hooks], dim=-1)
 
-    def measure(self, hypothesis: Hypothesis) -> Reading:
-        """L0 and FVU of one reading."""
+    def measure(self, hypothesis: Hypothesis, limit: int | None = None) -> Reading:
+        """L0 and FVU of one reading, on every row or about `limit` of them."""
         coder = hypothesis.coder
-        if hypothesis.reads == ("input",):
-            raise ConfigError(f"{coder.name}: its files do not say which hook it reads; give it with --hook")
-        x, target = self.inputs(hypothesis.reads), self.inputs(hypothesis.writes)
-        for hooks, found, expected in (
-            (hypothesis.reads, x.shape[-1], coder.config.d_in),
-            (hypothesis.writes, target.shape[-1], coder.config.width_out),
-        ):
-            if found != expected:
-                raise ModelError(
-                    f"{coder.name}: {' + '.join(hooks)} of {self.lm.name} is {found} wide, the coder needs {expected}"
-                )
+        stride = 1 if limit is None else max(1, self.counted // limit)
+        x, target = self.inputs(hypothesis.reads)[::stride], self.inputs(hypothesis.writes)[::stride]
+        contexts = self.contexts[::stride]
         metrics = LocalMetrics(coder, target.double().mean(0))
-        for start in range(0, len(x), 1024):
-            part = slice(start, start + 1024)
-            metrics.update(x[part].to(coder.device), target[part].to(coder.device), self.contexts[part])
-        found = metrics.intervals(seed=0, resamples=2, level=0.95)
-        # Undefined where the activation never varies: then no reading can be told from another.
-        l0, fvu = (math.nan if (value := found[name].value) is None else value for name in ("l0", "fvu"))
-        return Reading(hypothesis.what, hypothesis.reads, hypothesis.writes, l0, fvu, hypothesis.cause)
+        for start in range(0, len(x), _ROWS):
+            part = slice(start, start + _ROWS)
+            metrics.update(x[part].to(coder.device), target[part].to(coder.device), contexts[part])
+        l0, fvu = metrics.sparsity.result()["l0"], metrics.reconstruction.result()["fvu"]
+        h = hypothesis
+        return Reading(h.what, h.reads, h.writes, _number(l0), _number(fvu), len(x), h.cause, h.steps)
+
+
+def _number(value: float | None) -> float:
+    """NaN where undefined: where an activation never varies, no reading can be told from another."""
+    return math.nan if value is None else value
 
 
 def _disagreements(stated: Reading, published: Mapping[str, float]) -> tuple[str, ...]:
@@ -165,7 +254,7 @@ def _disagreements(stated: Reading, published: Mapping[str, float]) -> tuple[str
     l0, fvu = published.get("l0"), published.get("fvu")
     if l0 is not None and not l0 / _NEAR_L0 <= stated.l0 <= l0 * _NEAR_L0:
         wrong.append(f"L0 is {stated.l0:.4g}, published {l0:.4g}")
-    if fvu is not None and abs(stated.fvu - fvu) > _NEAR_FVU:
+    if fvu is not None and not stated.fvu <= fvu + _NEAR_FVU:
         wrong.append(f"FVU is {stated.fvu:.3g}, published {fvu:.3g}")
     if fvu is None and not stated.fvu <= _BAD_FVU:
         wrong.append(f"FVU is {stated.fvu:.3g}: {_judged(stated.fvu)}")
@@ -173,14 +262,21 @@ def _disagreements(stated: Reading, published: Mapping[str, float]) -> tuple[str
 
 
 def _judged(fvu: float) -> str:
+    if math.isnan(fvu):
+        return "undefined, since the activation never varies"
     return "worse than the mean activation alone" if fvu >= 1 else "almost nothing of the activation is explained"
 
 
-def _causes(stated: Reading, others: Sequence[Reading], published: Mapping[str, float]) -> tuple[str, ...]:
-    """The causes behind readings that fit much better, best first."""
-    fitting = [r for r in others if r.fvu < stated.fvu * _MUCH_BETTER and r.fvu < _BAD_FVU]
-    l0 = published.get("l0")
-    if l0 is not None:
-        # Of readings that reconstruct alike, the one whose L0 was published comes first.
-        fitting.sort(key=lambda r: (round(r.fvu, 1), abs(math.log(max(r.l0, 1e-3) / l0))))
-    return tuple(f"{r.cause} (then L0 {r.l0:.4g}, FVU {r.fvu:.3g})" for r in fitting[:3])
+def _fits(reading: Reading, stated: Reading, published: Mapping[str, float]) -> bool:
+    """Whether a reading takes every disagreement away, or explains the activation far better than the stated one."""
+    much_better = reading.fvu < stated.fvu * _MUCH_BETTER and reading.fvu < _BAD_FVU
+    return much_better or not _disagreements(reading, published)
+
+
+def _distance(reading: Reading, published: Mapping[str, float]) -> float:
+    """How far a reading is from what was published, 1 being the edge of agreement; what changes less comes first."""
+    l0, fvu = published.get("l0"), published.get("fvu")
+    away = reading.fvu / _BAD_FVU if fvu is None else max(reading.fvu - fvu, 0.0) / _NEAR_FVU + 0.1 * reading.fvu
+    if l0:
+        away += abs(math.log(max(reading.l0, 1e-3) / l0)) / math.log(_NEAR_L0)
+    return math.inf if math.isnan(away) else away * _ANOTHER_STEP ** (reading.steps - 1)

@@ -19,9 +19,18 @@ from torch import Tensor
 
 from unmix.core.atomic import write_text
 from unmix.core.errors import FormatError
+from unmix.formats.dictionary_learning import OTHER_CONFIGS
 from unmix.formats.draft import Draft
-from unmix.formats.equivalents import make_config, origin, raw_gate, refuse, refuse_unless, refuse_unless_sae
-from unmix.formats.folds import fold_input_bias, fold_scales, unit_decoder
+from unmix.formats.equivalents import (
+    fold_fixed,
+    make_config,
+    origin,
+    raw_gate,
+    refuse,
+    refuse_unless,
+    refuse_unless_sae,
+)
+from unmix.formats.folds import fold_input_bias, unit_decoder
 from unmix.formats.hook_names import from_transformer_lens, to_transformer_lens
 from unmix.formats.keymap import Stored, read_state, write_state
 from unmix.formats.lazy import Lazy, apply
@@ -43,7 +52,7 @@ FLAT = (
     Stored("encoder.bias", "b_enc", ("n_latents",)),
     *_REST,
 )
-_FLAT_KEYS = {entry.key for entry in FLAT}
+_FLAT_KEYS = frozenset(entry.key for entry in FLAT)
 _FIRST = ".encoder.0.weight"
 _SAMPLES = re.compile(r"_(\d+)\.pt$")
 
@@ -115,7 +124,8 @@ class E2eSaeFormat(Format):
         saes = {"dict_size_to_input_ratio": _ratio(said), "sae_positions": names}
         text = yaml.safe_dump({**fresh, **settings, "saes": saes})
         write_text(folder / CONFIG, text)
-        write_torch(folder / f"samples_{int(settings.get('n_samples') or 0)}.pt", tensors)
+        samples = settings.get("n_samples")
+        write_torch(folder / f"samples_{samples if isinstance(samples, int) else 0}.pt", tensors)
 
 
 def _file(place: Place) -> str | None:
@@ -137,7 +147,7 @@ def _is_flat(place: Place, file: str) -> bool:
     if (place.folder / CONFIG).is_file():
         return "saes" in place.peek(CONFIG)
     # Other projects' files hold the same four names; theirs come with a config of their own.
-    return not any(place.folder.glob("*.json"))
+    return not any((place.folder / name).is_file() for name in OTHER_CONFIGS)
 
 
 def _only_position(settings: Mapping[str, Any]) -> str | None:
@@ -165,7 +175,7 @@ def _expressible(draft: Draft) -> Draft:
     """The draft as this layout says it: codes become z·‖w_dec‖, outputs stay."""
     refuse_unless(draft, "e2e_sae", ("relu",))
     refuse_unless_sae(draft, "e2e_sae")
-    return unit_decoder(raw_gate(fold_input_bias(fold_scales(draft))))
+    return unit_decoder(raw_gate(fold_input_bias(fold_fixed(draft))))
 
 
 def _position(draft: Draft) -> str:

@@ -16,12 +16,19 @@ from unmix.core.atomic import write_json
 from unmix.core.config import build
 from unmix.core.errors import ConfigError, FormatError
 from unmix.formats.draft import Draft
-from unmix.formats.folds import fold_input_bias, gate_factor, gate_to_raw, replace_config, unit_decoder
+from unmix.formats.folds import (
+    fold_input_bias,
+    fold_scales,
+    gate_factor,
+    gate_to_raw,
+    replace_config,
+    unit_decoder,
+)
 from unmix.formats.lazy import apply
 from unmix.formats.place import Place
 
 SIDE_NOTE = "unmix.json"
-"""Beside a layout without a field for hooks: what the coder reads and writes. Its own programs never look at it."""
+"""Beside a layout without a field for hooks: what the coder reads and writes, and its model's name."""
 
 
 def make_config(tree: Mapping[str, Any], source: str) -> CoderConfig:
@@ -71,6 +78,13 @@ def refuse_unless_sae(draft: Draft, format: str) -> None:
         raise refuse(draft, format, f"d_out = {config.width_out} beside d_in = {config.d_in}")
     if config.skip:
         raise refuse(draft, format, "a skip matrix")
+
+
+def fold_fixed(draft: Draft) -> Draft:
+    """Fixed scales and standardisations in the weights, where there are any: a coder without is not touched at all."""
+    config = draft.config
+    plain = config.input_scale == config.output_scale == 1.0 and config.normalise.kind != "standardise"
+    return draft if plain else fold_scales(draft)
 
 
 def raw_gate(draft: Draft) -> Draft:
@@ -129,14 +143,24 @@ def origin(draft: Draft, format: str) -> dict[str, Any]:
     return dict(cast("dict[str, Any]", kept)) if isinstance(kept, dict) else {}
 
 
+def stored_number(place: Place, file: str, key: str) -> int:
+    """A whole number that a file holds as a tensor of one element, like k."""
+    value = float(place.store(file).tensor(key))
+    if not value.is_integer():
+        raise FormatError(f"{place.shown}: {file}: {key} is {value:g}, expected a whole number")
+    return int(value)
+
+
 def write_hooks(draft: Draft, folder: Path) -> None:
-    """Put what the coder reads and writes beside it."""
+    """Put what the coder reads and writes, and its model's name, beside it."""
     config = draft.config
-    write_json(folder / SIDE_NOTE, {"name": config.name, "reads": list(config.reads), "writes": list(config.writes)})
+    note = {"name": config.name, "reads": list(config.reads), "writes": list(config.writes)}
+    write_json(folder / SIDE_NOTE, note | ({"model": config.model.name} if config.model is not None else {}))
 
 
 def read_hooks(place: Place) -> dict[str, Any]:
     """Config fields from the note, where there is one."""
     note = place.peek(SIDE_NOTE)
     fields: dict[str, Any] = {k: tuple(map(str, note[k])) for k in ("reads", "writes") if isinstance(note.get(k), list)}
-    return fields | ({"name": str(note["name"])} if note.get("name") else {})
+    fields |= {"name": str(note["name"])} if note.get("name") else {}
+    return fields | ({"model": {"name": str(note["model"])}} if note.get("model") else {})

@@ -25,9 +25,9 @@ KEYMAP = (
     Stored("W_enc", "W_enc", ("d_in", "n_latents"), "transpose"),
     Stored("w_enc", "W_enc", ("d_in", "n_latents"), "transpose"),
     Stored("b_enc", "b_enc", ("n_latents",)),
+    Stored("b_dec", "b_dec", ("d_out",)),
     Stored("W_dec", "W_dec", ("n_latents", "d_out")),
     Stored("w_dec", "W_dec", ("n_latents", "d_out")),
-    Stored("b_dec", "b_dec", ("d_out",)),
     Stored("threshold", "threshold", ("n_latents",)),
 )
 _NEEDED = {"w_enc", "b_enc", "w_dec", "b_dec", "threshold"}

@@ -24,18 +24,18 @@ WEIGHTS = "params.safetensors"
 KEYMAP = (
     Stored("w_enc", "W_enc", ("d_in", "n_latents"), "transpose"),
     Stored("b_enc", "b_enc", ("n_latents",)),
-    Stored("w_dec", "W_dec", ("n_latents", "d_out")),
     Stored("b_dec", "b_dec", ("d_out",)),
+    Stored("w_dec", "W_dec", ("n_latents", "d_out")),
     Stored("threshold", "threshold", ("n_latents",)),
     Stored("affine_skip_connection", "W_skip", ("d_in", "d_out"), "transpose", optional=True),
 )
 NEEDED = {entry.key for entry in KEYMAP if not entry.optional}
-_BEFORE, _AFTER = "pre_feedforward_layernorm.output", "post_feedforward_layernorm.output"
+BEFORE, AFTER = "pre_feedforward_layernorm.output", "post_feedforward_layernorm.output"
 _SITES = {
     "resid_post": ("output", "output"),
-    "mlp_out": (_AFTER, _AFTER),
+    "mlp_out": (AFTER, AFTER),
     "attn_out": ("self_attn.o_proj.input", "self_attn.o_proj.input"),
-    "transcoder": (_BEFORE, _AFTER),
+    "transcoder": (BEFORE, AFTER),
 }
 _SITE = re.compile(rf"(?:^|/)({'|'.join(_SITES)})(?:_all)?/")
 _REPO = re.compile(r"gemma-scope-2-(\d+[mb])-(pt|it)")

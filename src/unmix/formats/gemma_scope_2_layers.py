@@ -19,7 +19,7 @@ from torch import Tensor
 from unmix.core.errors import FormatError
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import make_config
-from unmix.formats.gemma_scope_2 import CONFIG, KEYMAP, NEEDED, config_of, provenance, require_skip
+from unmix.formats.gemma_scope_2 import AFTER, BEFORE, CONFIG, KEYMAP, NEEDED, config_of, provenance, require_skip
 from unmix.formats.hook_names import from_module_path
 from unmix.formats.keymap import Stored, read_state
 from unmix.formats.lazy import apply
@@ -83,9 +83,9 @@ class GemmaScope2LayersFormat(Format):
         rest = count - index
         state = dict(found.state)
         state["W_dec"] = apply(_from_layer(index, f"{place.shown}: {file}"), state["W_dec"])
-        state["b_dec"] = apply(lambda b: _padded(b, rest), state["b_dec"])
+        state["b_dec"] = apply(lambda b: padded(b, rest), state["b_dec"])
         if skip:
-            state["W_skip"] = apply(lambda W: _padded(W, rest), state["W_skip"])
+            state["W_skip"] = apply(lambda W: padded(W, rest), state["W_skip"])
         read, written = _patterns(settings, place)
         tree = {
             "reads": (_at(read, layers[index]),),
@@ -121,10 +121,9 @@ def _patterns(settings: Settings, place: Place) -> tuple[str, str]:
         read = settings.text("hf_hook_point_in")
         return read, settings.text("hf_hook_point_out", default=read)
     if _CROSSCODER.search(place.hints):
-        return ("model.layers.{}.output",) * 2
+        return "model.layers.{}.output", "model.layers.{}.output"
     if "/clt/" in place.hints:
-        names = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
-        return tuple(f"model.layers.{{}}.{name}.output" for name in names)
+        return f"model.layers.{{}}.{BEFORE}", f"model.layers.{{}}.{AFTER}"
     raise settings.error(
         f"which hooks these layers read and write is in no {CONFIG} beside them and not in their path (…/clt/…, "
         "…/crosscoder/layer_5_9_12_15_width_…)"
@@ -155,6 +154,6 @@ def _from_layer(index: int, where: str) -> Callable[[Tensor], Tensor]:
     return cut
 
 
-def _padded(part: Tensor, parts: int) -> Tensor:
+def padded(part: Tensor, parts: int) -> Tensor:
     """What goes to the first of `parts` writes, and zeros for the others."""
     return torch.cat([part, part.new_zeros((parts - 1) * part.shape[0], *part.shape[1:])])

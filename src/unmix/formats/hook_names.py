@@ -1,8 +1,9 @@
 """Hook names as published configs and paths write them, and the canonical ones.
 
-Three dialects: TransformerLens (`blocks.6.hook_resid_post`), module paths of a Hugging Face model (`layers.10`,
-`model.layers.3.mlp.output`: raw inputs and outputs of modules), and the locations in OpenAI's paths
-(`resid_post_mlp`). A name outside the tables is kept as it is: the language model's own room resolves or refuses it.
+Four dialects: TransformerLens (`blocks.6.hook_resid_post`), module paths of a Hugging Face model (`layers.10`,
+`model.layers.3.mlp.output`: raw inputs and outputs of modules), dictionary_learning's `resid_post_layer_3`, and the
+locations in OpenAI's paths (`resid_post_mlp`). A name outside the tables is kept as it is: the language model's own
+room resolves or refuses it.
 """
 
 from __future__ import annotations
@@ -61,6 +62,10 @@ _DIRECTED_PATHS = {
     "attn_out": "layers.{}.self_attn.output",
     "z": "layers.{}.self_attn.o_proj.input",
 }
+
+_SUBMODULE_POINTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+_SUBMODULES = {"attention": "attn_out", "attn": "attn_out", "mlp": "mlp_out"}
+_SUBMODULE = re.compile(rf"^({'|'.join([*_SUBMODULE_POINTS, *_SUBMODULES])})_layer_?(\d+)$")
 
 OPENAI_LOCATIONS: Mapping[str, str] = {
     "mlp_post_act": "mlp_act",
@@ -128,6 +133,22 @@ def module_input(name: str) -> str:
         if name.endswith(out):
             return name.removesuffix(out) + into
     return name
+
+
+def from_submodule_name(name: str) -> str:
+    """dictionary_learning's `resid_post_layer_3` → `blocks.3.resid_post`; anything else as `from_module_path`."""
+    match = _SUBMODULE.match(name)
+    if match is None:
+        return from_module_path(name)
+    return f"blocks.{match[2]}.{_SUBMODULES.get(match[1], match[1])}"
+
+
+def to_submodule_name(name: str) -> tuple[str, int | None]:
+    """`blocks.3.resid_post` → `resid_post_layer_3` and the layer; a hook outside a block is kept, without one."""
+    match = _BLOCK.match(name)
+    if match is None or match[2] not in _SUBMODULE_POINTS:
+        return name, int(match[1]) if match is not None else None
+    return f"{match[2]}_layer_{match[1]}", int(match[1])
 
 
 def from_openai_location(location: str, layer: int) -> str:

@@ -16,6 +16,7 @@ from unmix.coder.config import TopK
 from unmix.core.errors import FormatError, did_you_mean
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import (
+    fold_fixed,
     make_config,
     one_draft,
     origin,
@@ -27,7 +28,6 @@ from unmix.formats.equivalents import (
     tie_input_bias,
     write_hooks,
 )
-from unmix.formats.folds import fold_scales
 from unmix.formats.hook_names import from_openai_location, to_openai_location
 from unmix.formats.keymap import Stored, read_state, write_state
 from unmix.formats.lazy import Lazy
@@ -97,12 +97,12 @@ class OpenAIFormat(Format):
         said = origin(draft, "openai").get("location")
         if place is None:
             path = folder / "autoencoder.pt"
-            write_hooks(draft, folder)
         else:
             location, layer = place
             same = isinstance(said, str) and from_openai_location(said, layer) == draft.config.reads[0]
             path = folder / (str(said) if same else location) / "autoencoders" / f"{layer}.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
+        write_hooks(draft, folder)
         write_torch(path, {**write_state(draft.state, KEYMAP), **_statistics(draft), **_said(draft)})
 
 
@@ -136,16 +136,18 @@ def _activation(values: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
 def _hooks(place: Place, file: str) -> tuple[dict[str, Any], str | None]:
     written = place.hints if place.file is not None else f"{place.hints}/{file}"
     match = _PATH.search(written)
+    noted = read_hooks(place)
     if match is None:
-        return read_hooks(place), None
-    return {"reads": (from_openai_location(match[1], int(match[2])),)}, match[1]
+        return noted, None
+    model = {"model": {"name": "gpt2"}} if "gpt2-small/" in written else {}
+    return {"reads": (from_openai_location(match[1], int(match[2])),), **model, **noted}, match[1]
 
 
 def _expressible(draft: Draft) -> Draft:
     """The draft as this layout says it."""
     refuse_unless(draft, "openai", ("relu", "topk", "identity"), ("none", "layer_norm", "standardise"), signed=True)
     refuse_unless_sae(draft, "openai")
-    draft = tie_input_bias(raw_gate(fold_scales(draft)))
+    draft = tie_input_bias(raw_gate(fold_fixed(draft)))
     activation, rule = draft.config.activation, draft.config.normalise
     layered = rule.kind == "layer_norm"
     if layered and (rule.ddof, rule.eps, rule.eps_back, rule.restore) != (1, EPS, False, True):

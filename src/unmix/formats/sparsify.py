@@ -8,6 +8,7 @@ largest by magnitude. The decoder is stored latent by latent. `multi_topk` and `
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from unmix.coder.config import TopK
 from unmix.core.atomic import write_json
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import (
+    fold_fixed,
     make_config,
     one_draft,
     origin,
@@ -26,7 +28,7 @@ from unmix.formats.equivalents import (
     tie_input_bias,
     write_hooks,
 )
-from unmix.formats.folds import fold_input_bias, fold_scales
+from unmix.formats.folds import fold_input_bias
 from unmix.formats.hook_names import from_module_path, module_input
 from unmix.formats.keymap import Stored, read_state, write_state
 from unmix.formats.place import Place
@@ -69,7 +71,8 @@ class SparsifyFormat(Format):
         cfg = Settings(place, CFG, place.json(CFG))
         d_in, k = cfg.size("d_in"), cfg.size("k")
         # 0, the default, means that the expansion factor says it.
-        n_latents = int(cfg.number("num_latents", default=0)) or d_in * cfg.size("expansion_factor")
+        said = cfg.raw("num_latents") not in (None, 0)
+        n_latents = cfg.size("num_latents") if said else d_in * cfg.size("expansion_factor")
         signed, transcode = cfg.flag("signed", default=False), cfg.flag("transcode", default=False)
         skip = cfg.flag("skip_connection", default=False)
         cfg.ignore("normalize_decoder", "multi_topk", "expansion_factor")
@@ -116,7 +119,7 @@ def _hooks(place: Place, transcode: bool) -> dict[str, Any]:
     noted = read_hooks(place)
     if noted:
         return noted
-    parts = [part for part in place.hints.split("/") if not part.startswith("seed")]
+    parts = [part for part in place.hints.split("/") if not re.fullmatch(r"seed\d+", part)]
     named = [part for part in parts if part != place.file]
     folder = named[-1] if named else ""
     hook = from_module_path(folder)
@@ -136,7 +139,7 @@ def _expressible(draft: Draft) -> Draft:
     activation = config.activation
     if isinstance(activation, TopK) and activation.relu == "none" and not activation.magnitude:
         raise refuse(draft, "sparsify", "signed codes that are not selected by magnitude")
-    draft = raw_gate(fold_scales(draft))
+    draft = raw_gate(fold_fixed(draft))
     if config.reads != config.writes:
         return fold_input_bias(draft)
     return tie_input_bias(draft)

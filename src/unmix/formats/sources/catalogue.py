@@ -59,12 +59,14 @@ class Pattern(Config):
     """Further variables or facts, one for each value of the first variable; null where it is not known."""
     canonical: dict[str, Run] = {}
     """For each value of `width`, the `*` variable that the short ID `…/canonical` stands for, by the first variable."""
+    absent: tuple[str, ...] = ()
+    """IDs that the pattern makes and that were never published."""
     hook: str = ""
     """What the coder reads, where the files do not say it or it is known beforehand."""
     writes: str = ""
     """What it writes, where that is another hook."""
     facts: dict[str, Scalar] = {}
-    """What was published on these coders: width, l0, explained_variance, …"""
+    """What was published on these coders: width, l0, fvu, …"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -132,7 +134,7 @@ class Pattern(Config):
 
     def ids(self) -> list[str]:
         """Every ID, `*` in place of what only the source can list, and the canonical ones."""
-        found = [fill(self.id, bound) for bound in self.bindings()]
+        found = [name for bound in self.bindings() if (name := fill(self.id, bound)) not in self.absent]
         for width, run in self.canonical.items():
             first = next(iter(self.values))
             for word, value in zip(self.values[first], run):
@@ -187,9 +189,10 @@ def read_catalogue(path: str | Path) -> list[Entry]:
     tree = read_yaml(path)
     if tree.get("version") != 1:
         raise ConfigError(f"{path}: version must be 1, found {tree.get('version')!r}")
-    unknown = set(tree) - {"version", "releases"}
+    # `shared` is for YAML anchors: rows that several releases refer to.
+    unknown = set(tree) - {"version", "shared", "releases"}
     if unknown or not isinstance(tree.get("releases"), list):
-        raise ConfigError(f"{path}: expected the fields version and releases (a list)")
+        raise ConfigError(f"{path}: expected the fields version, releases (a list) and, for anchors, shared")
     entries: list[Entry] = []
     for raw in cast("list[Any]", tree["releases"]):
         if not isinstance(raw, dict):

@@ -77,12 +77,15 @@ def with_companions(files: Sequence[Entry], chosen: Entry) -> list[Entry]:
     if not is_weights(chosen.name):
         if mine not in stems:
             return of_folder(files, chosen.folder)
-        return [f for f in beside if stem(f.name) == mine or _is_statistic(f, mine) or _is_shared(f, stems)]
+        return [f for f in beside if stem(f.name) == mine or _is_statistic(f, mine) or _is_shared(f, stems, mine)]
     above = [f for f in files if PurePosixPath(chosen.folder).name in PARTS and _is_above(f, chosen)]
     return [
         f
         for f in [*beside, *above]
-        if f == chosen or _is_statistic(f, mine) or _is_shared(f, stems) or (_is_settings(f) and stem(f.name) == mine)
+        if f == chosen
+        or _is_statistic(f, mine)
+        or _is_shared(f, stems, mine)
+        or (_is_settings(f) and stem(f.name) == mine)
     ]
 
 
@@ -95,9 +98,11 @@ def _is_settings(file: Entry) -> bool:
     return file.name.endswith(SETTINGS) and file.size <= SMALL
 
 
-def _is_shared(file: Entry, stems: set[str]) -> bool:
-    """Settings that belong to no one weights file: `cfg.json`, not `layer_3.json` beside `layer_3.pt`."""
-    return _is_settings(file) and stem(file.name) not in stems
+def _is_shared(file: Entry, stems: set[str], mine: str) -> bool:
+    """Settings that belong to no other weights file: `cfg.json`; not `layer_3.json`, `layer_3_cfg.json` of layer_3."""
+    others = stems - {mine}
+    name = stem(file.name)
+    return _is_settings(file) and not any(name == other or name.startswith(f"{other}_") for other in others)
 
 
 def _is_statistic(file: Entry, mine: str) -> bool:

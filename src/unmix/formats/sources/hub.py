@@ -13,13 +13,13 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import unquote
 
 from unmix.core.atomic import disk_fault
-from unmix.core.errors import FormatError, MachineError, ServiceError, did_you_mean
+from unmix.core.errors import FormatError, MachineError, ServiceError
 from unmix.core.progress import Task, task
-from unmix.formats.sources.base import Fetched
+from unmix.formats.sources.base import Fetched, suggest
 from unmix.formats.sources.choosing import PARTS, SUFFIXES, Entry, is_weights, names_a_file, of_folder, with_companions
 from unmix.formats.sources.records import read_note, write_note
 
@@ -32,6 +32,8 @@ SCHEME = "hf://"
 _PLACE = re.compile(r"^hf://([\w.-]+/[\w.-]+)(?:@([^/@]+))?(?:/(.*))?$")
 LIMIT_GB = 20.0
 """More than this is not fetched by itself; `UNMIX_FETCH_LIMIT_GB` overrides it."""
+SAY_FROM_MB = 100.0
+"""From this size on, a fetch is announced."""
 _DEPTH = 4
 """How many folders below a place are looked into for coders."""
 
@@ -84,12 +86,11 @@ def fetch(text: str, *, below: bool = False, endpoint: str | None = None) -> Fet
 
 def subfolders(text: str, *, endpoint: str | None = None) -> list[str]:
     """Names of the folders right inside a place on the hub. Errors as `fetch`."""
-    from huggingface_hub import HfApi, RepoFolder
+    from huggingface_hub import HfApi
 
     place = parse(text)
     with _plain_errors(place, text):
-        tree = HfApi(endpoint=endpoint).list_repo_tree(place.repo, place.path or None, revision=place.revision)
-        return [PurePosixPath(entry.path).name for entry in tree if isinstance(entry, RepoFolder)]
+        return _Listing(HfApi(endpoint=endpoint), place).existing(place.path, text)[1]
 
 
 def _fetch(api: HfApi, place: HubPlace, text: str, below: bool) -> Fetched:
@@ -110,31 +111,26 @@ def _fetch(api: HfApi, place: HubPlace, text: str, below: bool) -> Fetched:
 
 def _needed(api: HfApi, place: HubPlace, text: str, below: bool) -> list[Entry]:
     """The files to fetch. `FormatError` where there are none, naming what is there instead."""
-    path = place.path
-    is_file = names_a_file(path)
-    folder = Entry(path, 0).folder if is_file else path
     listing = _Listing(api, place)
-    try:
-        files, folders = listing.of(folder, below and not is_file)
-    except FileNotFoundError as error:
-        raise FormatError(f"{text}: {listing.nearest(folder)}") from error
-    if is_file:
-        chosen = next((f for f in files if f.path == path), None)
-        if chosen is None:
-            options = [f.name for f in files if f.name.endswith(SUFFIXES)]
-            where = folder or "the root"
-            hint = did_you_mean(Entry(path, 0).name, options) if options else "It holds no coder's files."
-            raise FormatError(f"{text}: {where} has no file of that name. {hint}")
-        return with_companions(files, chosen)
-    if below:
-        return [f for f in files if f.name.endswith(SUFFIXES)] or _nothing(text, folders)
-    chosen_files = of_folder(files, folder)
+    if names_a_file(place.path):
+        folder, name = Entry(place.path, 0).folder, Entry(place.path, 0).name
+        files, folders = listing.existing(folder, text)
+        chosen = next((f for f in files if f.path == place.path), None)
+        if chosen is not None:
+            return with_companions(files, chosen)
+        # Some folders are named like files: jbloom/GPT2-Small-OAI-v5-32k-resid-post-SAEs/v5_32k_layer_0.pt
+        if name not in folders:
+            options = [f.name for f in files if f.name.endswith(SUFFIXES)] + folders
+            hint = suggest(name, options) if options else "It holds no coder's files."
+            raise FormatError(f"{text}: {folder or 'the root'} has no file of that name. {hint}")
+    files, folders = listing.existing(place.path, text, below)
+    chosen_files = [f for f in files if f.name.endswith(SUFFIXES)] if below else of_folder(files, place.path)
     if not any(is_weights(f.name) for f in chosen_files):
         _nothing(text, folders)
     return chosen_files
 
 
-def _nothing(text: str, folders: Sequence[str]) -> list[Entry]:
+def _nothing(text: str, folders: Sequence[str]) -> NoReturn:
     if not folders:
         raise FormatError(f"{text}: holds no files that a coder could be in")
     shown = ", ".join(folders[:12]) + (", …" if len(folders) > 12 else "")
@@ -146,6 +142,13 @@ class _Listing:
 
     def __init__(self, api: HfApi, place: HubPlace) -> None:
         self.api, self.place = api, place
+
+    def existing(self, folder: str, text: str, below: bool = False) -> tuple[list[Entry], list[str]]:
+        """As `of`; `FormatError` naming the nearest folders where there is no such folder."""
+        try:
+            return self.of(folder, below)
+        except FileNotFoundError as error:
+            raise FormatError(f"{text}: {self.nearest(folder)}") from error
 
     def of(self, folder: str, below: bool) -> tuple[list[Entry], list[str]]:
         """Files in a folder (and down to `_DEPTH` below it), names of folders in it. `FileNotFoundError`."""
@@ -178,13 +181,17 @@ class _Listing:
             except FileNotFoundError:
                 continue
             where = parent or "the root"
-            hint = did_you_mean(parts[depth], folders) if folders else "It holds no folders."
+            hint = suggest(parts[depth], folders) if folders else "It holds no folders."
             return f"{where} of {self.place.repo} has no folder {parts[depth]!r}. {hint}"
         return f"{self.place.repo} has no folder {folder!r}"
 
 
 def _check_size(files: Sequence[Entry], place: HubPlace, text: str) -> None:
-    limit = float(os.environ.get("UNMIX_FETCH_LIMIT_GB", LIMIT_GB))
+    said = os.environ.get("UNMIX_FETCH_LIMIT_GB", LIMIT_GB)
+    try:
+        limit = float(said)
+    except ValueError as error:
+        raise FormatError(f"UNMIX_FETCH_LIMIT_GB must be a number, found {said!r}") from error
     total = sum(f.size for f in files) / 1e9
     if total > limit:
         raise FormatError(
@@ -195,7 +202,7 @@ def _check_size(files: Sequence[Entry], place: HubPlace, text: str) -> None:
 
 def _download(api: HfApi, place: HubPlace, files: Sequence[Entry]) -> list[Path]:
     total = sum(f.size for f in files) / 1e6
-    if total > 100:
+    if total >= SAY_FROM_MB:
         log.info("fetching %d files, %s MB, from %s", len(files), f"{total:,.0f}", place.repo)
     paths: list[Path] = []
     with task("fetch", total, "MB") as shown:

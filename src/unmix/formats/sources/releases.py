@@ -23,7 +23,7 @@ class Release:
     source: str
     """Where it is. With `choose`, the folder whose sub-folders are the coders that the ID may mean."""
     facts: dict[str, Scalar]
-    """What is known of it: model, hook, writes, format, licence, url, width, l0, …"""
+    """What is known of it: model, hook, hook_out, format, licence, url, width, l0, fvu, …"""
     choose: re.Pattern[str] | None = None
     """What the sub-folders are called, where the ID leaves one part open; its one group is that part."""
 
@@ -94,7 +94,7 @@ def _match(pattern: Pattern, wanted: str) -> tuple[dict[str, str], re.Pattern[st
 
 def _bind(pattern: Pattern, template: str, text: str) -> dict[str, str] | None:
     match = re.fullmatch(_expression(template), text)
-    if match is None:
+    if match is None or text in pattern.absent:
         return None
     bound = match.groupdict()
     if any(pattern.values[name] != (ANY,) and value not in pattern.values[name] for name, value in bound.items()):
@@ -110,7 +110,15 @@ def _bind(pattern: Pattern, template: str, text: str) -> dict[str, str] | None:
 def _expression(template: str) -> str:
     """A regular expression that reads the variables back out of a filled template."""
     parts = re.split(r"\{(\w+)\}", template)
-    return "".join(f"(?P<{part}>[^/]+?)" if i % 2 else re.escape(part) for i, part in enumerate(parts)) + "$"
+    seen: set[str] = set()
+    found = ""
+    for i, part in enumerate(parts):
+        if i % 2 == 0:
+            found += re.escape(part)
+        else:
+            found += f"(?P={part})" if part in seen else f"(?P<{part}>[^/]+?)"
+            seen.add(part)
+    return found + "$"
 
 
 def _release(
@@ -118,7 +126,7 @@ def _release(
 ) -> Release:
     runs = {name: value for name, value in pattern.running(bound).items() if value is not None}
     facts: dict[str, Scalar] = {"name": entry.name, "id": wanted, "model": entry.model, "format": entry.format}
-    said = {"licence": entry.licence, "url": entry.url, "hook": pattern.hook, "writes": pattern.writes}
+    said = {"licence": entry.licence, "url": entry.url, "hook": pattern.hook, "hook_out": pattern.writes}
     facts |= {key: fill(value, bound) for key, value in said.items() if value}
     facts |= {name: int(value) if value.isdigit() else value for name, value in bound.items() if name not in runs}
     facts |= {name: value for name, value in runs.items() if f"{{{name}}}" not in pattern.source}

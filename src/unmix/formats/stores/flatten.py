@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, cast
 
 from unmix.core.errors import FormatError
 from unmix.formats.stores.globals import Bag, TensorRef
 
 _DEPTH = 48
+_NAME = 500
 _PARTS = 500_000
 """Shared parts are counted at every mention, so a small pickle that mentions itself over and over ends here."""
 
@@ -33,10 +35,31 @@ class _Walk:
         if isinstance(node, TensorRef):
             self._add(self.tensors, name, node)
         elif not (children := _children(node)) or not (isinstance(node, dict) or self._holds(node, depth)):
+            self._weigh(node, depth)
             self._add(self.values, name, node)
         else:
             for key, child in children:
-                self.visit(child, f"{name}.{key}" if name else str(key), depth + 1)
+                self.visit(child, self._join(name, key), depth + 1)
+
+    def _join(self, name: str, key: Any) -> str:
+        if not isinstance(key, str | int) or len(_spelled(key)) > _NAME:
+            raise FormatError(f"{self._shown}: under {name!r} is a key that cannot be a name: {_spelled(key)[:80]}")
+        return f"{name}.{key}" if name else str(key)
+
+    def _weigh(self, node: Any, depth: int) -> None:
+        """Bound what is kept whole, counting every mention, so that whoever prints it is not drowned."""
+        waiting = [(node, depth)]
+        while waiting:
+            node, depth = waiting.pop()
+            inside: Collection[Any] = ()
+            if isinstance(node, Bag):
+                inside = (*node.attributes.values(), *node.args)
+            elif isinstance(node, dict | list | tuple):
+                inside = node.values() if isinstance(node, dict) else node
+            self._parts += len(inside)
+            if inside:
+                self._bound(depth + 1)
+            waiting.extend((child, depth + 1) for child in inside)
 
     def _holds(self, node: Any, depth: int) -> bool:
         """Whether a tensor is anywhere under `node`. Of what refers back to itself, only the first mention counts."""
@@ -58,6 +81,11 @@ class _Walk:
         if name in self.tensors or name in self.values:
             raise FormatError(f"{self._shown}: two entries are named {name!r}")
         where[name] = leaf
+
+
+def _spelled(key: Any) -> str:
+    """The key in words; Python itself refuses to spell out integers of thousands of digits."""
+    return "a huge number" * 100 if isinstance(key, int) and abs(key) >= 1 << 64 else repr(key)
 
 
 def _children(node: Any) -> list[tuple[Any, Any]] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from unmix.core.errors import CorruptError, FormatError
 from unmix.formats.stores.archive import Archive
-from unmix.formats.stores.base import Header, Store, fits
+from unmix.formats.stores.base import Header, Store, count, fits
 from unmix.formats.stores.content import Content
 
 _NUMBERS = "bool uint8 int8 uint16 int16 uint32 int32 uint64 int64 float16 float32 float64 complex64 complex128"
@@ -45,7 +46,7 @@ class NpzStore(Store):
             array = self._array(name)
             if array.dtype.kind in "US":
                 content, start = self._bytes(array)
-                raw = np.frombuffer(content.cut(start, content.size - start), array.dtype)
+                raw = np.frombuffer(content.cut(start, array.dtype.itemsize * count(array.shape)), array.dtype)
                 self._texts[key] = raw.reshape(array.shape).tolist()
             else:
                 self._arrays[key] = array
@@ -86,11 +87,11 @@ class NpzStore(Store):
             if version not in readers:
                 raise FormatError(f"{where}: .npy version {version}, supported are 1.0 and 2.0")
             shape, fortran, dtype = readers[version](stream)
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        except (ValueError, SyntaxError, TypeError, tokenize.TokenError, RecursionError, MemoryError) as error:
             raise CorruptError(f"{where}: not a sound .npy ({str(error)[:160]})") from error
         if dtype.hasobject:
             raise FormatError(f"{where}: holds Python objects, which only a pickle could give back: refused")
-        if dtype.kind not in "US" and dtype.name not in DTYPES:
+        if dtype.name not in DTYPES and (dtype.kind not in "US" or not dtype.itemsize):
             raise FormatError(f"{where}: dtype {dtype} is not supported; allowed: {', '.join(DTYPES)}")
         array = _Array(name, stream.tell(), dtype, fortran, tuple(shape))
         self._check(where, array)
@@ -99,9 +100,8 @@ class NpzStore(Store):
     def _check(self, where: str, array: _Array) -> None:
         if not fits(array.shape):
             raise CorruptError(f"{where}: shape {array.shape!r:.80} is not sound")
-        expected, found = array.dtype.itemsize, self._archive.members[array.member].size - array.skip
-        for size in array.shape:
-            expected *= size
+        expected = array.dtype.itemsize * count(array.shape)
+        found = self._archive.members[array.member].size - array.skip
         if expected != found:
             raise CorruptError(
                 f"{where}: {array.dtype} {list(array.shape)} takes {expected:,} bytes, the archive says {found:,}"

@@ -25,6 +25,8 @@ from unmix.formats.stores.globals import (
 )
 
 Persistent = Callable[[Any], Any]
+_MALFORMED = (ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError, MemoryError, Warning)
+"""What the lexer and our own handling of data raise; a warning where the user made warnings errors."""
 _MARK = object()
 _SIZED = (str, bytes, list, tuple, dict, set, frozenset)
 _LITERALS: dict[str, Callable[[], Any]] = {
@@ -50,7 +52,7 @@ def unpickle(
     `FormatError` for anything that is not allowed, naming it; `CorruptError` for what is not a sound pickle.
     """
     here = stream.tell()
-    machine = _Machine(persistent, makers or {}, budget=(1 << 20) + 4 * (stream.seek(0, 2) - here))
+    machine = _Machine(persistent, makers or {}, budget=(1 << 16) + 4 * (stream.seek(0, 2) - here))
     stream.seek(here)
     try:
         for opcode, arg, _ in pickletools.genops(stream):
@@ -59,7 +61,7 @@ def unpickle(
             machine.step(opcode.name, arg)
     except RefusedError as error:
         raise FormatError(f"{shown}: this pickle is refused: {error}; nothing in it was run") from error
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+    except _MALFORMED as error:
         raise CorruptError(f"{shown}: not a sound pickle ({type(error).__name__}: {str(error)[:200]})") from error
     raise CorruptError(f"{shown}: a pickle without an end")
 

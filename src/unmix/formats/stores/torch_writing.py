@@ -11,10 +11,10 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, _utils
 
 from unmix.core.atomic import atomic_file
 from unmix.core.errors import FormatError
@@ -78,7 +78,7 @@ class _TreePickler(pickle.Pickler):
         return ("storage", _STORAGES[obj.lazy.dtype], str(obj.key), "cpu", count(obj.lazy.shape))
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, OrderedDict) or obj in _STORAGES.values() or obj is _REBUILD:
+        if isinstance(obj, OrderedDict) or any(obj is known for known in (_REBUILD, OrderedDict, *_STORAGES.values())):
             return NotImplemented
         lazy = Lazy.of(obj) if isinstance(obj, Tensor) else obj
         if not isinstance(lazy, Lazy):
@@ -91,11 +91,11 @@ class _TreePickler(pickle.Pickler):
         return _REBUILD, (storage, 0, lazy.shape, tuple(strides), False, OrderedDict())
 
 
-_REBUILD = torch._utils._rebuild_tensor_v2  # pyright: ignore[reportPrivateUsage]
+_REBUILD = _utils._rebuild_tensor_v2  # pyright: ignore[reportPrivateUsage]
 """What torch names in its files for a tensor; it is only named here, never called."""
 
 
-def _member(archive: zipfile.ZipFile, name: str, size: int) -> IO[bytes]:
+def _member(archive: zipfile.ZipFile, name: str, size: int) -> io.BufferedIOBase:
     """Open a member for writing whose data begin at an aligned byte of the file, so that they can be mapped."""
     info = zipfile.ZipInfo(f"{_ROOT}/{name}")
     info.file_size = size
@@ -104,4 +104,4 @@ def _member(archive: zipfile.ZipFile, name: str, size: int) -> IO[bytes]:
     start = archive.fp.tell() + _LOCAL_HEADER + len(info.filename) + (_ZIP64_EXTRA if large else 0) + 4
     padding = -start % _ALIGNMENT
     info.extra = b"FB" + padding.to_bytes(2, "little") + bytes(padding)
-    return archive.open(info, "w", force_zip64=large)
+    return cast("io.BufferedIOBase", archive.open(info, "w", force_zip64=large))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from unmix.formats.stores.base import Header
 from unmix.formats.stores.finite import is_finite
 from unmix.formats.stores.safetensors_file import DTYPES
 
-_CHUNK = 8 << 20
-"""Bytes that are made contiguous and written at a time."""
+_LEAST, _MOST = 1 << 20, 64 << 20
+"""Bytes that are made contiguous and written at a time: a sixteenth of the tensor, within these bounds."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -53,7 +53,7 @@ def write_safetensors(
 def write_sharded(
     folder: Path, stem: str, tensors: Mapping[str, Lazy], shard_bytes: int, progress: Task | None = None
 ) -> tuple[str, ...]:
-    """Write `STEM-00001-of-0000N.safetensors` and `STEM.safetensors.index.json`, or `STEM.safetensors` where one is enough.
+    """Write `STEM-00001-of-0000N.safetensors` and `STEM.safetensors.index.json`; one file where one will do.
 
     A shard holds at most `shard_bytes` of tensors, or one larger tensor. Gives the names of the files, the index last.
     """
@@ -78,7 +78,7 @@ def write_sharded(
     return (*names, index)
 
 
-def write_data(handle: IO[bytes], lazy: Lazy, shown: str, progress: Task | None = None) -> None:
+def write_data(handle: io.BufferedIOBase, lazy: Lazy, shown: str, progress: Task | None = None) -> None:
     """Append the bytes of one tensor, row by row as it would lie in memory. `NonFiniteError` for NaN or infinity."""
     tensor = lazy().detach()
     if tuple(tensor.shape) != lazy.shape or tensor.dtype != lazy.dtype:
@@ -86,22 +86,27 @@ def write_data(handle: IO[bytes], lazy: Lazy, shown: str, progress: Task | None 
     for chunk in _chunks(tensor):
         if not is_finite(chunk):
             raise NonFiniteError(f"{shown} holds NaN or infinity; nothing was written")
-        handle.write(memoryview(chunk.view(torch.uint8).numpy()))
+        handle.write(chunk.view(torch.uint8).numpy().data)
         if progress is not None:
             progress.advance(chunk.nbytes)
 
 
 def _chunks(tensor: Tensor) -> Iterator[Tensor]:
-    """Flat contiguous pieces of `tensor`, in order; only pieces are ever copied."""
+    """Flat contiguous pieces of `tensor`, in order; only they are copied, and each is gone when the next comes."""
     if tensor.numel() == 0:
         return
-    if tensor.is_contiguous() or tensor.nbytes <= _CHUNK:
-        yield from tensor.reshape(-1).split(_CHUNK // tensor.itemsize)
+    size = min(max(tensor.nbytes // 16, _LEAST), _MOST)
+    if tensor.is_contiguous() or tensor.nbytes <= size:
+        yield from tensor.reshape(-1).contiguous().split(size // tensor.itemsize)
         return
-    rows = _CHUNK * tensor.shape[0] // tensor.nbytes
+    rows = size * tensor.shape[0] // tensor.nbytes
     if rows == 0:
         for row in tensor:
             yield from _chunks(row)
         return
+    # One buffer for all of them: allocating anew for each leaves several in the allocator's hands.
+    buffer = torch.empty(rows * tensor[0].numel(), dtype=tensor.dtype)
     for part in tensor.split(rows):
-        yield part.reshape(-1)
+        flat = buffer[: part.numel()]
+        flat.view(part.shape).copy_(part)
+        yield flat

@@ -1,0 +1,276 @@
+"""One saved coder gives its whole session back: the model it was trained on, itself, and the text it was trained on.
+
+Text is streamed: documents are read, tokenised and packed into contexts as training packs them, nothing is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pydantic import ValidationError
+from torch import Tensor
+
+from unmix.coder.config import CoderConfig
+from unmix.coder.sparse_coder import SparseCoder
+from unmix.core.errors import ConfigError, DataError, ModelError
+from unmix.core.policy import InputPolicy
+from unmix.data.config import DataConfig, Role
+from unmix.data.corpora import open_corpus
+from unmix.data.policy import resolve_policy
+from unmix.data.tokenise import role_of, token_ids
+from unmix.lm import policy_mask
+
+if TYPE_CHECKING:
+    from unmix.lm.model import LanguageModel
+
+log = logging.getLogger("unmix")
+
+CONTEXT = 128
+"""Tokens a context where nobody says."""
+_DOCUMENTS = 32
+"""Documents tokenised at a time."""
+_ENDLESS = 10**12
+"""Tokens: a stream has no budget, it ends with the text."""
+_OWNERS = {
+    "pythia": "EleutherAI", "gpt-neo": "EleutherAI", "gpt-j": "EleutherAI", "gemma": "google", "qwen": "Qwen",
+    "mistral": "mistralai", "llama": "meta-llama", "meta-llama": "meta-llama", "phi": "microsoft", "opt": "facebook",
+    "stablelm": "stabilityai", "bloom": "bigscience", "smollm": "HuggingFaceTB", "olmo": "allenai",
+}  # fmt: skip
+"""Whose models begin so: TransformerLens' names, which most coders carry, leave the owner out."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A coder with its model and its text. Iterating costs a forward pass a batch, up to the hooks that are read."""
+
+    lm: LanguageModel
+    coder: SparseCoder
+    data: DataConfig | None
+    """Text, context length and input policy; None where nobody says which text."""
+
+    def contexts(self, role: Role | None = None) -> Iterator[Int[np.ndarray, " context"]]:
+        """Packed contexts in the order of the text; with `role`, of the documents alone that a run gave this role."""
+        return stream_contexts(self._data(), self.lm.tokenizer, role)
+
+    def tokens(self, n: int, role: Role | None = None) -> Int[Tensor, "contexts context"]:
+        """The first whole contexts that hold `n` tokens, fewer where the text ends. `DataError` where it gives none."""
+        data = self._data()
+        wanted = max(1, n // data.context)
+        return stack(itertools.islice(self.contexts(role), wanted), data)
+
+    def batches(self, size: int = 8, role: Role | None = None) -> Iterator[Int[Tensor, "size context"]]:
+        """Batches of `size` contexts until the text ends; the last may be smaller."""
+        data, contexts = self._data(), self.contexts(role)
+        while rows := list(itertools.islice(contexts, size)):
+            yield stack(iter(rows), data)
+
+    def activations(self, size: int = 8, role: Role | None = None) -> Iterator[Float[Tensor, "rows d_in"]]:
+        """What the coder reads, float32, `size` contexts at a time; positions that its policy masks are left out."""
+        reads = list(self.coder.config.reads)
+        policy = self._data().policy
+        for tokens in self.batches(size, role):
+            documents = packed_documents(tokens, policy)
+            found = self.lm.capture(tokens, reads, policy, documents=documents)
+            mask = policy_mask(tokens, policy)
+            yield torch.cat([found[hook][mask.to(found[hook].device)] for hook in reads], dim=-1).float()
+
+    def _data(self) -> DataConfig:
+        if self.data is None:
+            raise ConfigError(
+                f"{self.coder.name}: nothing here says which text it was trained on; give source= (a file, a folder, "
+                "hf:NAME or builtin:python-docs)"
+            )
+        return self.data
+
+
+def load_session(
+    place: str | Path,
+    *,
+    format: str | None = None,
+    name: str | None = None,
+    model: str | LanguageModel | None = None,
+    source: str | None = None,
+    hook: str | None = None,
+    context: int | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> Session:
+    """Model, coder and token stream from one saved coder, of any format (`place`, `format`, `name` as for `load`).
+
+    The model, the text and the context length are those that its files name; `model` (a name, a folder or one that is
+    loaded), `source` (see `DataConfig`), `hook` and `context` say them instead. The text is looked for when it is first
+    read. `ConfigError` where nobody names the model or the hook, `ModelError` where the model cannot be loaded or the
+    coder does not fit it, and what `load` raises.
+    """
+    from unmix.formats import load
+    from unmix.lm.splice import make_bindings
+
+    coder = load(place, format, name)
+    if hook is not None:
+        coder = at_hooks(coder, (hook,))
+    require_hooks(coder.name, coder.config.reads)
+    lm = _model(coder, model, dtype, device)
+    coder = coder.to(lm.device)
+    make_bindings(lm, {coder.name: coder})
+    return Session(lm, coder, _session_data(coder.config, lm, source, context))
+
+
+def trained_data(config: CoderConfig) -> dict[str, Any]:
+    """Fields of a `DataConfig` that the coder's training facts state: `source`, `context`, `column`, `split`, …"""
+    training = config.training
+    own = training.get("data")
+    if isinstance(own, dict):
+        return dict(cast("dict[str, Any]", own))
+    e2e = _mapping(_mapping(training.get("e2e_sae")).get("train_data"))
+    buffer = _mapping(_mapping(training.get("dictionary_learning")).get("buffer"))
+    dataset = training.get("dataset") or e2e.get("dataset_name")
+    stated = {
+        "source": f"hf:{dataset}" if isinstance(dataset, str) else None,
+        "context": training.get("context_size") or e2e.get("n_ctx") or buffer.get("ctx_len"),
+        "column": e2e.get("column_name"),
+        "split": e2e.get("split"),
+    }
+    return {key: value for key, value in stated.items() if value is not None}
+
+
+def stream_contexts(
+    config: DataConfig, tokenizer: Any, role: Role | None = None
+) -> Iterator[Int[np.ndarray, " context"]]:
+    """Contexts of exactly `config.context` tokens, packed as `tokenise` packs one role, without end but the text's.
+
+    A text seen before is dropped. Memory: a few documents, and 32 bytes for each one seen. `DataError` where the source
+    cannot be used or the tokenizer lacks an id that the policy needs.
+    """
+    policy = resolve_policy(config.policy, tokenizer)
+    lead = [policy.bos_id] if policy.bos == "context" else []
+    first = [policy.bos_id] if policy.bos == "document" else []
+    payload = config.context - len(lead)
+    held = np.empty(0, dtype=np.int64)
+    documents = _unseen(config, role)
+    while texts := list(itertools.islice(documents, _DOCUMENTS)):
+        rows = [[*first, *ids, policy.separator_id] for ids in token_ids(tokenizer, texts)]
+        held = np.concatenate([held, *(np.array(row, dtype=np.int64) for row in rows)])
+        whole = len(held) // payload
+        for row in held[: whole * payload].reshape(whole, payload):
+            yield np.concatenate([np.array(lead, dtype=np.int64), row])
+        held = held[whole * payload :]
+
+
+def stack(contexts: Iterator[np.ndarray], data: DataConfig) -> Int[Tensor, "contexts context"]:
+    """Contexts as one tensor; `DataError` where there is none."""
+    rows = list(contexts)
+    if not rows:
+        raise DataError(f"{data.source}: too little text for one context of {data.context} tokens")
+    return torch.from_numpy(np.stack(rows))
+
+
+def packed_documents(tokens: Int[Tensor, "n pos"], policy: InputPolicy) -> Int[Tensor, "n pos"] | None:
+    """Ids of packed documents, where the policy keeps them apart; a separator belongs to the document that it ends."""
+    if policy.attend_across or policy.separator_id is None:
+        return None
+    ends = (tokens == policy.separator_id).long()
+    return ends.cumsum(-1) - ends
+
+
+def fitting_policy(policy: InputPolicy, tokenizer: Any) -> InputPolicy:
+    """`policy` with its ids filled in; without BOS where the tokenizer has none and the policy names none."""
+    if policy.bos != "none" and policy.bos_id is None and getattr(tokenizer, "bos_token_id", None) is None:
+        log.warning("the tokenizer has no begin-of-sequence token: contexts start without one")
+        policy = policy.model_copy(update={"bos": "none"})
+    return resolve_policy(policy, tokenizer)
+
+
+def fitting_context(asked: int | None, stated: int | None, lm: LanguageModel) -> int:
+    """`asked`, else `stated` or the default cut to what the model takes. `ConfigError` where too much is asked for."""
+    limit = lm.max_context
+    if asked is not None:
+        if not 2 <= asked <= (limit or asked):
+            raise ConfigError(f"context is {asked}; {lm.name} takes 2 to {limit or 'any number of'} tokens")
+        return asked
+    wanted = stated or CONTEXT
+    if limit is not None and wanted > limit:
+        log.warning("contexts of %d tokens are cut to the %d that %s takes", wanted, limit, lm.name)
+        return limit
+    return wanted
+
+
+def at_hooks(coder: SparseCoder, reads: tuple[str, ...], writes: tuple[str, ...] | None = None) -> SparseCoder:
+    """The same coder at other hooks; by default it writes what it reads, if it did so before."""
+    config = coder.config
+    kept = reads if config.writes == config.reads else config.writes
+    changed = config.model_copy(update={"reads": reads, "writes": kept if writes is None else writes})
+    return SparseCoder.from_state(changed, coder.state_dict(), coder.statistics)
+
+
+def require_hooks(name: str, reads: tuple[str, ...]) -> None:
+    """`ConfigError` where the coder's files did not say what it reads, so that place-holders stand there."""
+    if any(hook == "input" or hook.startswith("input.") for hook in reads):
+        raise ConfigError(f"{name}: its files do not say which hook it reads; give it with hook=, or --hook")
+
+
+def hub_name(name: str) -> str:
+    """The hub's name of a model that may carry TransformerLens' short one: `gpt2-small`, `gemma-2-2b`, `pythia-70m`."""
+    if "/" in name or ":" in name or Path(name).expanduser().exists():
+        return name
+    if name == "gpt2-small":
+        return "gpt2"
+    owners = [owner for prefix, owner in _OWNERS.items() if name.lower().startswith(prefix)]
+    return f"{owners[0]}/{name}" if owners else name
+
+
+def _model(coder: SparseCoder, model: str | LanguageModel | None, dtype: Any, device: Any) -> LanguageModel:
+    from unmix.lm.load import load_model
+
+    if model is not None:
+        return load_model(model, dtype=dtype, device=device) if isinstance(model, str) else model
+    stated = coder.config.model
+    if stated is None or not stated.name:
+        raise ConfigError(f"{coder.name}: nothing here says which model it was trained on; give model=")
+    try:
+        return load_model(hub_name(stated.name), dtype=dtype, device=device)
+    except ModelError as error:
+        raise ModelError(
+            f"{coder.name}: was trained on {stated.name}, which does not load; give model= ({error})"
+        ) from error
+
+
+def _session_data(config: CoderConfig, lm: LanguageModel, source: str | None, context: int | None) -> DataConfig | None:
+    stated = trained_data(config)
+    if source is not None:
+        # Columns and splits are those of the text that was named in the files.
+        stated = {**{k: v for k, v in stated.items() if k not in ("column", "label_column", "split")}, "source": source}
+    if "source" not in stated:
+        return None
+    size = stated.get("context")
+    tree = {key: value for key, value in stated.items() if key in DataConfig.model_fields}
+    tree["context"] = fitting_context(context, size if isinstance(size, int) else None, lm)
+    tree["policy"] = fitting_policy(config.input_policy, lm.tokenizer)
+    tree["tokens"] = _ENDLESS
+    try:
+        return DataConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{config.name}: its training facts make no data config: {error}") from error
+
+
+def _unseen(config: DataConfig, role: Role | None) -> Iterator[str]:
+    """Texts in order, each once, of one role where it is asked for."""
+    seen: set[bytes] = set()
+    for document in open_corpus(config):
+        digest = hashlib.sha256(document.text.encode()).digest()
+        if digest not in seen:
+            seen.add(digest)
+            if role is None or role_of(digest, config) == role:
+                yield document.text
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
