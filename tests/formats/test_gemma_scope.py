@@ -13,7 +13,8 @@ from torch import Tensor
 from formats.scope_makers import D, F, close, inputs, jump, run, thresholds, weights
 from unmix.core.errors import CorruptError, FormatError, NonFiniteError
 from unmix.formats import convert, detect, load, load_all
-from unmix.formats.gemma_scope import Said
+from unmix.formats.gemma_scope import GemmaScopeFormat, Said
+from unmix.formats.place import Place
 
 RES = "google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71"
 
@@ -75,6 +76,13 @@ def test_a_remote_place_is_read_by_its_address():
     assert Said.by("release:gemma-scope-2b-pt-res-canonical/layer_20/width_16k/canonical").hooks == (
         "blocks.20.resid_post",
     )
+
+
+def test_a_release_is_read_by_what_it_stands_for(tmp_path):
+    origin = {"repo": "google/gemma-scope-2b-pt-res", "path": "layer_20/width_16k/average_l0_71"}
+    place = Place(npz(tmp_path / "a"), "release:gemma-scope-2b-pt-res-canonical/layer_20/width_16k/canonical", origin)
+    config = GemmaScopeFormat().read(place).config
+    assert config.reads == ("blocks.20.resid_post",) and config.training["published"] == {"l0": 71.0}
 
 
 def test_embedding_coders_serve_scaled_embeddings(tmp_path):

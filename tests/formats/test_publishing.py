@@ -17,6 +17,9 @@ from unmix.core.policy import ModelFingerprint
 from unmix.formats import load
 from unmix.formats.publishing import card, push_to_hub
 
+# huggingface-hub's own call of its HTTP library.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
 TRAINING = {
     "train": {"lr": 0.0003, "tokens": 1000000},
     "data": {"path": "/home/somebody/secret-corpus", "source": "text"},
@@ -122,6 +125,13 @@ def test_a_hub_that_does_not_answer(hub):
     hub.status = 500
     with pytest.raises(ServiceError, match="me/coders: the hub does not answer"):
         push(hub, made())
+
+
+def test_a_large_file_that_does_not_arrive_leaves_no_commit(hub):
+    hub.refuses_objects = True
+    with pytest.raises(ServiceError, match="me/coders: the hub does not answer"):
+        push(hub, made())
+    assert hub.pushed == {}
 
 
 def test_what_cannot_be_pushed(hub):

@@ -20,6 +20,7 @@ from unmix.coder.config import (
     MatchingPursuit,
     Normalise,
     ReLU,
+    Temporal,
     TopK,
 )
 from unmix.core.errors import FormatError, NonFiniteError
@@ -106,6 +107,39 @@ def test_matching_pursuit_and_its_scale(tmp_path):
     )
 
 
+def temporal(tied: bool, z_scale: float = 1 / (4 * D), **fields: Any) -> Any:
+    """A temporal coder without an encoder bias, which SAELens has not."""
+    coder = make(Temporal(k=3, n_heads=2, bottleneck=2, z_scale=z_scale), **fields)
+    with torch.no_grad():
+        coder.b_enc.zero_()
+        if tied:
+            coder.W_enc.copy_(coder.W_dec)
+    return coder
+
+
+TEMPORAL = [
+    ({"tied": True}, True),
+    ({"tied": False}, False),
+    ({"tied": True, "pre_bias": "none"}, False),  # tied, SAELens would leave b_dec out
+    ({"tied": True, "z_scale": 0.3}, False),
+    ({"tied": False, "input_scale": 0.5, "output_scale": 2.0}, False),
+]
+
+
+@pytest.mark.parametrize(("said", "tied"), TEMPORAL)
+def test_temporal_coders_tied_and_untied(tmp_path, said, tied):
+    coder, x = temporal(**said), inputs().view(2, 8, D)
+    convert(coder, tmp_path / "out", "sae_lens")
+    cfg = json.loads((tmp_path / "out" / "cfg.json").read_text())
+    assert cfg["tied_weights"] is tied and cfg["kval_topk"] == 3
+    assert ("W_enc" in load_file(tmp_path / "out" / "sae_weights.safetensors")) is not tied
+    again = load(tmp_path / "out")
+    assert close(run(again, x)[0], run(coder, x)[0]) and close(run(again, x)[1], run(coder, x)[1])
+    scaled = "input_scale" in said
+    assert cfg["normalize_activations"] == ("constant_scalar_rescale" if scaled else "none")
+    assert cfg["activation_normalization_factor"] == (0.5 if scaled else 1.0)
+
+
 UNWRITABLE = [
     (TopK(k=2, relu="none"), {}, "signed codes that are not selected by magnitude"),
     (Identity(), {"n_latents": D}, "activation 'identity'; it has relu, topk"),
@@ -142,6 +176,19 @@ def test_what_matching_pursuit_cannot_take(tmp_path):
     for reason, coder in refused.items():
         with pytest.raises(FormatError, match=reason):
             convert(coder, tmp_path / "out", "sae_lens")
+
+
+def test_what_temporal_cannot_take(tmp_path):
+    scaled = {"input_scale": 0.5, "output_scale": 2.0, "normalise": LAYERED}
+    with pytest.raises(FormatError, match="input_scale 0.5 after layer_norm in temporal"):
+        convert(temporal(tied=False, **scaled), tmp_path / "out", "sae_lens")
+    with pytest.raises(FormatError, match="an encoder bias in temporal"):
+        convert(make(Temporal(n_heads=2, bottleneck=2, z_scale=1.0)), tmp_path / "out", "sae_lens")
+    odd = make(Temporal(n_heads=2, bottleneck=2, z_scale=1.0, eps=1e-3))
+    with torch.no_grad():
+        odd.b_enc.zero_()
+    with pytest.raises(FormatError, match=r"temporal with eps=0.001"):
+        convert(odd, tmp_path / "out", "sae_lens")
 
 
 def test_a_threshold_that_was_never_calibrated(tmp_path):

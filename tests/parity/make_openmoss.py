@@ -126,6 +126,7 @@ def llamascopium() -> None:
             sae.set_dataset_average_activation_norm({hooks[0]: 7.5, hooks[1]: 7.5 if hooks is same else 2.0})
         place = "L3R-8x"
         (out / place).mkdir()
+        # Where it has no norms to save, the peer saves memory that nobody wrote.
         sae.save_pretrained(out / place, fold_activation_scale=kind.endswith("inference"))
         cfg.save_hyperparameters(out / place)
         theirs = SparseAutoEncoder.from_pretrained(str(out / place))

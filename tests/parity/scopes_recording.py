@@ -66,9 +66,10 @@ def record(
 ) -> None:
     """Write the expected tensors and where they come from; fails over `LIMIT` bytes."""
     save_file({k: v.detach().contiguous().float() for k, v in expected.items()}, folder / "expected.safetensors")
+    words = [argument for argument in sys.argv[1:] if "/" not in argument]
     recorded = {
         "place": place, "peer": peer, "transcribed": transcribed, "torch": torch.__version__.split("+")[0],
-        "command": f"python tests/parity/{Path(sys.argv[0]).name}", **facts,
+        "command": " ".join(["python", f"tests/parity/{Path(sys.argv[0]).name}", *words]), **facts,
     }  # fmt: skip
     (folder / "recorded.json").write_text(json.dumps(recorded, indent=1) + "\n")
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())

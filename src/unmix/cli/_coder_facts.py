@@ -13,6 +13,8 @@ _WIDTH = 100
 _LABEL = 12
 _TENSORS, _FILES, _CODERS, _READINGS = 14, 8, 24, 8
 """How many of each are listed."""
+_BARE = "(one tensor)"
+"""What stands for the name of a tensor that is its whole file."""
 
 
 def lines(facts: dict[str, Any]) -> list[str]:
@@ -57,14 +59,14 @@ def _tensor_lines(files: Mapping[str, Any]) -> list[str]:
             continue
         broken = [name for name, t in tensors.items() if t.get("nan") or t.get("inf")]
         listed = list(dict.fromkeys([*broken, *tensors]))[:_TENSORS]
-        width = max((len(name) for name in listed), default=0)
+        width = max((len(name or _BARE) for name in listed), default=0)
         shown += _line("tensors", file)
         for name in listed:
             tensor = tensors[name]
             bad = [f"{tensor[k]:,} {word}" for k, word in (("nan", "NaN"), ("inf", "infinite")) if tensor.get(k)]
             faults = f"  {' and '.join(bad)}" if bad else ""
             what = f"{tensor['dtype']} {_shape(tensor['shape'])}"
-            shown += _line("", f"  {name:<{width}}  {what}{faults}", wrap=False)
+            shown += _line("", f"  {name or _BARE:<{width}}  {what}{faults}", wrap=False)
         if len(tensors) > len(listed):
             shown += _line("", f"  … {len(tensors) - len(listed)} more")
     return [*shown, *_line("", f"… {len(files) - _FILES} more files of tensors" if len(files) > _FILES else "")]
@@ -73,7 +75,7 @@ def _tensor_lines(files: Mapping[str, Any]) -> list[str]:
 def _coder_lines(name: str, described: Mapping[str, Any]) -> list[str]:
     coder, health = described["coder"], described["health"]
     normalise, training = coder["normalise"], coder["training"]
-    b_dec = {"tied": "b_dec", "own": "b_pre"}.get(coder["pre_bias"], "nothing")
+    b_dec = {"tied": ", b_dec subtracted", "own": ", b_pre subtracted"}.get(coder["pre_bias"], ", nothing subtracted")
     facts = [
         ("coder", name),
         ("reads", _some(coder["reads"], 6)),
@@ -83,7 +85,7 @@ def _coder_lines(name: str, described: Mapping[str, Any]) -> list[str]:
                   f"{described['parameters']:,} parameters"),
         ("activation", _activation(coder["activation"])),
         ("gate", "on z" if coder["gate_space"] == "raw" else f"on z × {coder['gate_space'].replace('_', ' ')}"),
-        ("input", f"normalise {_normalise(normalise)}, × {coder['input_scale']:.6g}, less {b_dec}"),
+        ("input", f"normalise {_normalise(normalise)}, × {coder['input_scale']:.6g}{b_dec}"),
         ("output", f"× {coder['output_scale']:.6g}{', plus W_skip of the input' if coder['skip'] else ''}"),
         ("decoder", _norms(health, "decoder")),
         ("encoder", _norms(health, "encoder")),
@@ -170,13 +172,14 @@ def _statistics(coder: Mapping[str, Any], health: Mapping[str, Any]) -> Iterable
 
 
 def _spread(values: Mapping[str, float]) -> str:
-    low, high = values["min"], values["max"]
-    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}, median {values['median']:.4g}"
+    low, high = (f"{values[key]:.4g}" for key in ("min", "max"))
+    return low if low == high else f"{low} to {high}, median {values['median']:.4g}"
 
 
 def _policy(policy: Mapping[str, Any]) -> str:
     bos = {"none": "no BOS", "context": "BOS before each context", "document": "BOS before each document"}
-    skipped = f"the first {policy['skip_first']} of each masked" if policy["skip_first"] else "no position masked"
+    first = policy["skip_first"]
+    skipped = "the first token of each masked" if first == 1 else f"the first {first} tokens of each masked"
     return f"{bos[policy['bos']]}, {skipped}" + (
         f", {len(policy['skip_ids'])} ids masked" if policy["skip_ids"] else ""
     )

@@ -53,4 +53,4 @@ def _scale(held: dict[str, Tensor], keep_relative_variance: bool) -> Tensor:
     scale = held.get(SCALE)
     if scale is None:
         scale = held.get(RMS, torch.tensor(1.0)) / (std.square().sum(-1) + _EPS).sqrt()
-    return scale.unsqueeze(-1).expand(std.shape).reshape(-1)
+    return (scale.unsqueeze(-1) * torch.ones_like(std)).reshape(-1)

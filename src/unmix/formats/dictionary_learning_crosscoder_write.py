@@ -57,7 +57,7 @@ def _statistics(draft: Draft, hooks: int) -> dict[str, Lazy]:
     scales = state["norm_scale"]().reshape(hooks, -1)
     if not bool((scales == scales[:, :1]).all() and (scales > 0).all()):
         return {}
-    scale = scales[:, 0].clone()
+    scale = torch.tensor(scales[:, 0].tolist())
     # Any deviations that add up to the scale will do: the peer reads the scale itself.
     std = (1 / scale / scales.shape[1] ** 0.5)[:, None].expand_as(mean).clone()
     made = {MEAN: mean.clone(), STD: std, SCALE: scale, RMS: torch.tensor(1.0)}

@@ -60,11 +60,16 @@ def refuse_unless(
     if config.activation.kind not in activations:
         raise refuse(draft, format, f"the activation {config.activation.kind!r}; it has {', '.join(activations)}")
     if config.normalise.kind not in normalise:
-        raise refuse(draft, format, f"the normalisation {config.normalise.kind!r}; it has {', '.join(normalise)}")
+        raise refuse(draft, format, f"the normalisation {config.normalise.kind!r}; it has {_own(normalise)}")
     if isinstance(config.activation, TopK) and config.activation.relu == "none" and not signed:
         raise refuse(draft, format, "signed codes")
     if isinstance(config.activation, JumpReLU) and config.activation.keep_max and not keep_max:
         raise refuse(draft, format, "a jumprelu that keeps the largest of a token with nothing above its threshold")
+
+
+def _own(normalise: Sequence[str]) -> str:
+    """The normalisations that a layout has itself."""
+    return ", ".join(kind for kind in normalise if kind != "standardise")
 
 
 def refuse_unless_sae(draft: Draft, format: str) -> None:

@@ -19,7 +19,7 @@ from unmix.formats.equivalents import make_config
 from unmix.formats.keymap import Stored, read_state
 from unmix.formats.place import Place
 from unmix.formats.registry import Format
-from unmix.formats.scopes import l0_in, layer_in, published, warn_unsaid
+from unmix.formats.scopes import l0_in, layer_in, path_of, published, warn_unsaid
 
 KEYMAP = (
     Stored("W_enc", "W_enc", ("d_in", "n_latents"), "transpose"),
@@ -84,7 +84,7 @@ class GemmaScopeFormat(Format):
         """See the module. A log warning says what the path does not tell."""
         file = _file(place) or "params.npz"
         found = read_state(place, file, KEYMAP)
-        said = Said.by(place.hints)
+        said = Said.by(path_of(place))
         if not said.hooks:
             unsaid = "the site" if said.site is None else "the layer"
             wanted = "its path (…/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71)"

@@ -16,7 +16,7 @@ from unmix.formats.hook_names import from_module_path
 from unmix.formats.keymap import Stored, read_state
 from unmix.formats.place import Place
 from unmix.formats.registry import Format
-from unmix.formats.scopes import layer_in, published, warn_unsaid
+from unmix.formats.scopes import layer_in, path_of, published, warn_unsaid
 from unmix.formats.settings import Settings
 
 CONFIG = "config.json"
@@ -81,7 +81,7 @@ def config_of(place: Place, weights: str) -> Settings:
     if (place.folder / CONFIG).is_file():
         settings = Settings(place, CONFIG, place.json(CONFIG))
     else:
-        repo = _REPO.search(place.hints)
+        repo = _REPO.search(path_of(place))
         model = {} if repo is None else {"model_name": f"google/gemma-3-{repo[1]}-{repo[2]}"}
         settings = Settings(place, weights, model)
     settings.choice("architecture", "jump_relu", default="jump_relu")
@@ -111,7 +111,7 @@ def _hook(settings: Settings, place: Place, index: int) -> str | None:
     stated = settings.text(key, default="")
     if stated:
         return from_module_path(stated)
-    site, layer = _SITE.search(place.hints), layer_in(place.hints)
+    site, layer = _SITE.search(path_of(place)), layer_in(path_of(place))
     if "hf_hook_point_in" in settings or site is None or layer is None:
         return None
     return from_module_path(f"model.layers.{layer}.{_SITES[site[1]][index]}")

@@ -25,6 +25,7 @@ from unmix.formats.keymap import Stored, read_state
 from unmix.formats.lazy import apply
 from unmix.formats.place import Place
 from unmix.formats.registry import Format
+from unmix.formats.scopes import path_of
 from unmix.formats.settings import Settings
 
 log = logging.getLogger("unmix")
@@ -120,9 +121,9 @@ def _patterns(settings: Settings, place: Place) -> tuple[str, str]:
     if "hf_hook_point_in" in settings:
         read = settings.text("hf_hook_point_in")
         return read, settings.text("hf_hook_point_out", default=read)
-    if _CROSSCODER.search(place.hints):
+    if _CROSSCODER.search(path_of(place)):
         return "model.layers.{}.output", "model.layers.{}.output"
-    if "/clt/" in place.hints:
+    if "/clt/" in path_of(place):
         return f"model.layers.{{}}.{BEFORE}", f"model.layers.{{}}.{AFTER}"
     raise settings.error(
         f"which hooks these layers read and write is in no {CONFIG} beside them and not in their path (…/clt/…, "
@@ -134,7 +135,7 @@ def _layers(settings: Settings, place: Place, count: int) -> list[int]:
     """The layers of the model, in the order of the files."""
     stated = _SEVERAL.search(_patterns(settings, place)[0])
     listed = re.findall(r"\d+", stated[1]) if stated else []
-    if not listed and (match := _CROSSCODER.search(place.hints)):
+    if not listed and (match := _CROSSCODER.search(path_of(place))):
         listed = re.findall(r"\d+", match[1])
     return [int(layer) for layer in listed] or list(range(count))
 

@@ -21,6 +21,7 @@ from unmix.formats.keymap import Stored, read_state
 from unmix.formats.lazy import Lazy
 from unmix.formats.place import Place
 from unmix.formats.registry import Format
+from unmix.formats.scopes import path_of
 from unmix.formats.settings import Settings
 
 CONFIG = "hyperparams.json"
@@ -78,7 +79,7 @@ class LlamaScopeFormat(Format):
             "output_scale": 1 / scale_out,
             "pre_bias": "tied" if settings.flag("apply_decoder_bias_to_pre_encoder", default=False) else "none",
             "gate_space": "decoder_norm" if by_norm and activation["kind"] != "relu" else "raw",
-            "model": {"name": "meta-llama/Llama-3.1-8B"} if "Llama3_1-8B-Base" in place.hints else None,
+            "model": {"name": "meta-llama/Llama-3.1-8B"} if "Llama3_1-8B-Base" in path_of(place) else None,
             "training": {self.name: settings.tree},
         }
         settings.ignore("jump_relu_threshold", "top_k", *_TRAINED_BY)

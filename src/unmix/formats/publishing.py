@@ -228,7 +228,7 @@ def _plain_errors(repo: str) -> Generator[None]:
         raise ServiceError(f"{repo}: the hub does not answer ({_first(error)})") from error
     except errors.LocalTokenNotFoundError as error:
         raise FormatError(f"{repo}: writing needs a token: hf auth login, or token=…") from error
-    except (network, OSError) as error:
+    except (network, OSError, RuntimeError) as error:  # RuntimeError: the client's word for a large file that failed
         raise ServiceError(f"{repo}: the hub does not answer ({type(error).__name__}: {_first(error)})") from error
 
 

@@ -15,7 +15,7 @@ from unmix.formats.equivalents import make_config
 from unmix.formats.keymap import Stored, read_state
 from unmix.formats.place import Place
 from unmix.formats.registry import Format
-from unmix.formats.scopes import l0_in, published, warn_unsaid
+from unmix.formats.scopes import l0_in, path_of, published, warn_unsaid
 from unmix.formats.settings import Settings
 
 CONFIG = "config.json"
@@ -62,7 +62,7 @@ class QwenScopeFormat(Format):
             "activation": {"kind": "topk", "k": _k(place, settings, file), "relu": "none"},
             "pre_bias": "none",
             "model": _model(place, settings),
-            "training": {self.name: settings.tree, **published(l0_in(place.hints))},
+            "training": {self.name: settings.tree, **published(l0_in(path_of(place)))},
         }
         settings.ignore("num_layers", "dtype")
         settings.warn_unread()
@@ -82,7 +82,7 @@ def _k(place: Place, settings: Settings, file: str) -> int:
     settings.choice("model_type", "topk_sae", default="topk_sae")
     if "k" in settings:
         return settings.size("k")
-    stated = l0_in(place.hints)
+    stated = l0_in(path_of(place))
     if stated is None:
         raise settings.error(
             f"how many latents a token keeps is not said for {file}: neither as k here, nor in the path "
@@ -93,12 +93,12 @@ def _k(place: Place, settings: Settings, file: str) -> int:
 
 def _point(place: Place, settings: Settings, file: str) -> str:
     """The hook's point; the path says it as `SAE-Res`."""
-    if "hook_point" not in settings and not _REPO.search(place.hints):
+    if "hook_point" not in settings and not _REPO.search(path_of(place)):
         warn_unsaid(place, file, "the hook (taken for resid_post)", "config.json or the path (…/SAE-Res-Qwen3-…)")
     return settings.text("hook_point", default="resid_post")
 
 
 def _model(place: Place, settings: Settings) -> dict[str, str] | None:
-    repo = _REPO.search(place.hints)
+    repo = _REPO.search(path_of(place))
     name = settings.text("base_model", default=f"Qwen/{repo[1]}" if repo else "")
     return {"name": name} if name else None

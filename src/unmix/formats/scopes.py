@@ -14,6 +14,13 @@ _LAYER = re.compile(r"(?:^|[/_])layer_?(\d+)(?![^/_.])")
 _L0 = re.compile(r"(?:average_l0|L0)_(\d+(?:\.\d+)?)(?![^/_.])")
 
 
+def path_of(place: Place) -> str:
+    """The path of a place, as text; the repository and folder that it was fetched from, where known, come first."""
+    repo = place.origin.get("repo")
+    fetched = "" if repo is None else f"{repo}/{place.origin.get('path') or ''}/\n"
+    return fetched + place.hints
+
+
 def layer_in(text: str) -> int | None:
     """20 of `…/layer_20/width_16k/…`, 3 of `…/layer3.sae.pt`: the last layer that a path names."""
     found = _LAYER.findall(text)

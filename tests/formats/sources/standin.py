@@ -36,6 +36,7 @@ class Hub(ThreadingHTTPServer):
         self.repos: dict[str, dict[str, object]] = {}
         self.pushed: dict[str, bytes] = {}
         self.objects: dict[str, bytes] = {}
+        self.refuses_objects = False
         self.large = 1000
         """Bytes from which a pushed file goes through LFS."""
 
@@ -144,7 +145,7 @@ class Answer(BaseHTTPRequestHandler):
         """Make a repository, say how each file goes up, take large files, take a commit."""
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path = unquote(urlsplit(self.path).path)
-        self.server.tokens.add(self.headers.get("Authorization", ""))
+        self.server.tokens |= {self.headers["Authorization"]} if "Authorization" in self.headers else set()
         if self.server.status:
             self.reply(self.server.status, b"{}")
         elif path == "/api/repos/create":
@@ -170,6 +171,8 @@ class Answer(BaseHTTPRequestHandler):
                 for o in json.loads(body)["objects"]
             ]
             self.say({"transfer": "basic", "objects": objects})
+        elif path.startswith("/lfs/") and self.server.refuses_objects:
+            self.reply(500, b"")
         elif path.startswith("/lfs/"):
             self.server.objects[path.removeprefix("/lfs/")] = body
             self.reply(200, b"")
