@@ -149,6 +149,31 @@ def test_what_does_not_fit(tmp_path):
         load(saved(tmp_path / "c", w | {"extra": torch.ones(1)}, "AutoEncoder"))
 
 
+def test_a_checkpoint_knows_the_config_above(tmp_path):
+    trainer = saved(tmp_path / "trainer_0", topk(), "BatchTopKSAE")
+    (trainer / "checkpoints").mkdir()
+    torch.save(topk(2.0), trainer / "checkpoints" / "ae_100.pt")
+    coder = load(trainer / "checkpoints" / "ae_100.pt")
+    assert coder.config.activation == BatchTopK(k=4) and float(coder.threshold) == 2.0
+    assert coder.config.reads == ("blocks.3.resid_post",)
+
+
+def test_k_that_is_no_whole_number(tmp_path):
+    with pytest.raises(FormatError, match=r"ae\.pt: k is 2\.5, expected a whole number"):
+        load(saved(tmp_path / "a", topk() | {"k": torch.tensor(2.5)}, "AutoEncoderTopK"))
+    with pytest.raises(FormatError, match=r"ae\.pt: k is nan, expected a whole number"):
+        load(saved(tmp_path / "b", topk() | {"k": torch.tensor(float("nan"))}, "AutoEncoderTopK"))
+
+
+def test_tensors_of_a_kind_that_others_have_too(tmp_path):
+    w = matrices(threshold=torch.ones(F))
+    place = saved(tmp_path / "a", w)
+    assert load(place).config.activation.kind == "jumprelu"
+    (place / "cfg.json").write_text("{}")  # another project's config
+    with pytest.raises(FormatError, match="no known format"):
+        load(place)
+
+
 def test_a_sweep_of_trainers(tmp_path):
     for i, k in enumerate((3, 4)):
         saved(tmp_path / f"trainer_{i}", topk() | {"k": torch.tensor(k)}, "AutoEncoderTopK")

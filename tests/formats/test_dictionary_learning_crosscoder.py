@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from formats.writing import close, make, run
 from unmix.coder.config import BatchTopK, JumpReLU, Normalise, ReLU
-from unmix.core.errors import FormatError, NonFiniteError
+from unmix.core.errors import ConfigError, FormatError, NonFiniteError
 from unmix.formats import convert, load
 
 L, D, F = 2, 5, 12
@@ -159,6 +160,26 @@ def test_checkpoints_and_the_form_of_the_hub(tmp_path):
     (hub / "config.json").write_text(json.dumps({"code_normalization": "SOME"}))
     with pytest.raises(FormatError, match="code_normalization is 'SOME'"):
         load(hub)
+
+
+def test_options_of_the_constructor(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="unmix"):
+        load(saved(tmp_path / "a", weights(), encoder_layers=[0, 1], brand_new=3, num_layers=L))
+    assert "keys kept but not understood: brand_new" in caplog.text
+    with pytest.raises(FormatError, match=r"encoder_layers is \[1, 0\], expected all 2 in order"):
+        load(saved(tmp_path / "b", weights(), encoder_layers=[1, 0]))
+
+
+def test_thresholds_that_were_never_calibrated(tmp_path, caplog):
+    x = inputs().flatten(1)
+    coder = load(saved(tmp_path / "a", gated(1, -1.0)))
+    with pytest.raises(ConfigError, match="threshold was never calibrated"):
+        coder.encode(x)
+    w = gated(5, torch.tensor([-1.0, 3.0]))
+    with caplog.at_level(logging.WARNING, logger="unmix"):
+        acts, _ = run(load(saved(tmp_path / "b", w)), x)
+    assert "a threshold below 0 was never calibrated" in caplog.text
+    assert close(acts[:, :F], pre(w, inputs()))
 
 
 HOOKS: dict[str, Any] = {"reads": ("blocks.1.resid_post", "blocks.2.resid_post"), "d_in": L * D, "n_latents": F}

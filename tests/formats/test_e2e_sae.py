@@ -109,6 +109,12 @@ def test_what_does_not_fit(tmp_path):
         load(saved(tmp_path / "c", {k: t for k, t in base.items() if "decoder.bias" not in k}))
 
 
+@pytest.mark.parametrize("name", ["--", "../../up", "/etc", "a/b", ""])
+def test_a_position_that_is_a_path_is_none(tmp_path, name):
+    with pytest.raises(FormatError, match="no known format"):
+        load_all(saved(tmp_path / "a", {f"{name}.{k}": t for k, t in weights().items()}))
+
+
 def test_a_latent_that_writes_nothing_stays_one(tmp_path):
     w = {f"a.{k}": t for k, t in weights().items()}
     w["a.decoder.weight"][:, 3] = 0

@@ -7,10 +7,12 @@ import pytest
 from unmix.formats.hook_names import (
     from_module_path,
     from_openai_location,
+    from_submodule_name,
     from_transformer_lens,
     module_input,
     to_module_path,
     to_openai_location,
+    to_submodule_name,
     to_transformer_lens,
 )
 
@@ -96,6 +98,23 @@ OPENAI = [
 def test_openai_locations(location, base, ours):
     assert from_openai_location(location, 7) == ours
     assert to_openai_location(ours) == (base, 7)
+
+
+SUBMODULES = [
+    ("resid_post_layer_3", "blocks.3.resid_post", ("resid_post_layer_3", 3)),
+    ("mlp_layer_12", "blocks.12.mlp_out", ("mlp_out_layer_12", 12)),
+    ("attention_layer0", "blocks.0.attn_out", ("attn_out_layer_0", 0)),
+    ("blocks.3.mlp_in", "blocks.3.mlp_in", ("blocks.3.mlp_in", 3)),
+    ("gpt_neox.layers.3", "blocks.3.resid_post", ("resid_post_layer_3", 3)),
+    ("embeddings", "embeddings", ("embeddings", None)),
+]
+
+
+@pytest.mark.parametrize(("theirs", "ours", "back"), SUBMODULES)
+def test_submodule_names(theirs, ours, back):
+    assert from_submodule_name(theirs) == ours
+    assert to_submodule_name(ours) == back
+    assert from_submodule_name(back[0]) == ours
 
 
 def test_hooks_openai_has_no_location_for():

@@ -107,6 +107,7 @@ def test_places(tmp_path, caplog):
         "resid_delta_mlp/autoencoders/3": "blocks.3.mlp_out_post",
         "resid_delta_mlp/autoencoders/4": "blocks.4.mlp_out_post",
     }
+    assert {coder.config.model.name for coder in coders.values() if coder.config.model} == {"gpt2"}
     with pytest.raises(FormatError, match="holds 2 coders: 3, 4"):
         load(tmp_path / "gpt2-small" / "resid_delta_mlp" / "autoencoders")
     bare = saved(tmp_path / "else", weights(), "sae.pt")

@@ -180,7 +180,7 @@ def test_what_matching_pursuit_cannot_take(tmp_path):
 
 def test_what_temporal_cannot_take(tmp_path):
     scaled = {"input_scale": 0.5, "output_scale": 2.0, "normalise": LAYERED}
-    with pytest.raises(FormatError, match="input_scale 0.5 after layer_norm in temporal"):
+    with pytest.raises(FormatError, match=r"input_scale 0\.5 after layer_norm in temporal"):
         convert(temporal(tied=False, **scaled), tmp_path / "out", "sae_lens")
     with pytest.raises(FormatError, match="an encoder bias in temporal"):
         convert(make(Temporal(n_heads=2, bottleneck=2, z_scale=1.0)), tmp_path / "out", "sae_lens")

@@ -143,7 +143,7 @@ def test_bare_weights_may_be_opensaes_too(tmp_path):
     (place / "cfg.json").unlink()
     with pytest.raises(FormatError, match="may be sparsify, opensae; choose with format='sparsify'"):
         load(place / "sae.safetensors")
-    with pytest.raises(FormatError, match=r"cfg\.json is not JSON"):
+    with pytest.raises(FormatError, match=r"sae\.safetensors holds sparsify's tensors, but cfg\.json is missing"):
         load(place / "sae.safetensors", format="sparsify")
 
 

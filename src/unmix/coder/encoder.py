@@ -30,12 +30,15 @@ ENCODERS = Registry(
 class Encoder(Protocol):
     """Turns prepared input (normalised and scaled, pre-bias not yet subtracted) into codes."""
 
+    sequential: bool
+    """Whether it looks at the tokens before; then `Codes.context["predicted"]` is what decoding adds back."""
+
     def parameters(self, n_latents: int) -> dict[str, Tensor]:
         """Initial extra tensors of the coder, by name (trained if they are floating and per latent)."""
         ...
 
     def codes(self, coder: SparseCoder, x: Tensor, context: Tensor | None) -> Codes:
-        """Codes of `x [rows, d_in]`; `context` is for encoders that look at the sequence."""
+        """Codes of `x [rows, d_in]`; `context` [rows] numbers the sequences, for encoders that look at them."""
         ...
 
     def pre_activations(self, coder: SparseCoder, x: Tensor) -> Tensor:
@@ -45,6 +48,8 @@ class Encoder(Protocol):
 
 class AffineEncoder:
     """z = W_enc (x − b_pre) + b_enc, then the activation rule."""
+
+    sequential = False
 
     def __init__(self, config: object) -> None:
         self.rule = make_activation(config)

@@ -157,13 +157,19 @@ class SparseCoder(nn.Module):
     ) -> Codes | tuple[Codes, Tensor]:
         """Codes of `x`; with `return_pre` also the dense pre-activations `[*leading, n_latents]`.
 
+        Encoders that look at the sequence need x as `[..., sequences, tokens, d_in]`, or `context` [*leading]: the
+        number of each token's sequence (`ConfigError` for bare rows, which could be of any).
+
         Raises `ValueError` where the last dimension of `x` is not `d_in`.
         """
         if x.shape[-1] != self.config.d_in:
             raise ValueError(f"{self.name}: input is {x.shape[-1]} wide, this coder reads d_in = {self.config.d_in}")
         leading = tuple(x.shape[:-1])
         s, carried = self.prepare(x.reshape(-1, x.shape[-1]))
+        if context is None and self.encoder.sequential and len(leading) > 1:
+            context = torch.arange(len(s), device=s.device) // leading[-1]
         codes = self.encoder.codes(self, s, context)
+        carried = {**codes.context, **carried}
         shaped = {key: value.reshape(*leading, value.shape[-1]) for key, value in carried.items()}
         codes = replace(codes, leading=leading, context=shaped)
         if not return_pre:
@@ -179,7 +185,7 @@ class SparseCoder(nn.Module):
             raise ValueError(f"{self.name}: codes over {codes.n_latents} latents, this coder has {self.n_latents}")
         return self.decode_raw(
             codes.indices, codes.values, codes.offsets, codes.context.get("mean"), codes.context.get("std"),
-            codes.context.get("skip"),
+            codes.context.get("skip"), codes.context.get("predicted"),
         ).view(*codes.leading, self.config.width_out)  # fmt: skip
 
     def decode_raw(
@@ -190,9 +196,16 @@ class SparseCoder(nn.Module):
         mean: Tensor | None = None,
         std: Tensor | None = None,
         skip: Tensor | None = None,
+        predicted: Tensor | None = None,
     ) -> Float[Tensor, "rows d_out"]:
         """Decode CSR arrays: latent ids [nnz], values [nnz], offsets [rows + 1], and context where it is needed."""
         y = sparse_decode(values.to(self.dtype), self.W_dec, indices, offsets) + self.b_dec
+        if self.encoder.sequential:
+            if predicted is None:
+                raise ValueError(
+                    f"{self.name}: decoding adds what earlier tokens predict, and these codes carry no context"
+                )
+            y = y + predicted.reshape(-1, predicted.shape[-1])
         return self.finish(y, mean, std, skip)
 
     def finish(

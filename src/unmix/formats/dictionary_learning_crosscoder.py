@@ -49,7 +49,7 @@ _SCALARS = (Stored(_ID, _ID, (), kind="ignored"), Stored("k", "k", (), kind="ign
 _GATES = {1: "decoder_norm_sum", 2: "decoder_norm", 3: "own", 4: "raw", 5: "decoder_norm"}
 
 
-class DictionaryLearningCrosscoderFormat(Format):
+class CrosscoderFormat(Format):
     """`model.safetensors` or `.pt` with `encoder.weight [L, d, F]`."""
 
     name = "dictionary_learning_crosscoder"

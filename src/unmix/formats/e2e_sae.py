@@ -54,6 +54,7 @@ FLAT = (
 )
 _FLAT_KEYS = frozenset(entry.key for entry in FLAT)
 _FIRST = ".encoder.0.weight"
+_POSITION = re.compile(r"\w[\w-]*")
 _SAMPLES = re.compile(r"_(\d+)\.pt$")
 
 
@@ -137,8 +138,9 @@ def _file(place: Place) -> str | None:
 
 
 def _positions(place: Place, file: str) -> list[str]:
-    keys = place.keys(file)
-    return sorted(key.removesuffix(_FIRST) for key in keys if key.endswith(_FIRST))
+    names = (key.removesuffix(_FIRST) for key in place.keys(file) if key.endswith(_FIRST))
+    # Names become folders where each coder is written to its own.
+    return sorted(name for name in names if _POSITION.fullmatch(name))
 
 
 def _is_flat(place: Place, file: str) -> bool:

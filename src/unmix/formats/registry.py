@@ -24,7 +24,7 @@ FORMATS = Registry(
         "opensae": "unmix.formats.opensae:OpenSaeFormat",
         "e2e_sae": "unmix.formats.e2e_sae:E2eSaeFormat",
         "dictionary_learning": "unmix.formats.dictionary_learning:DictionaryLearningFormat",
-        "dictionary_learning_crosscoder": "unmix.formats.dictionary_learning_crosscoder:DictionaryLearningCrosscoderFormat",
+        "dictionary_learning_crosscoder": "unmix.formats.dictionary_learning_crosscoder:CrosscoderFormat",
         "gemma_scope": "unmix.formats.gemma_scope:GemmaScopeFormat",
         "gemma_scope_2": "unmix.formats.gemma_scope_2:GemmaScope2Format",
         "gemma_scope_2_layers": "unmix.formats.gemma_scope_2_layers:GemmaScope2LayersFormat",

@@ -15,6 +15,7 @@ from typing import Any
 
 from unmix.coder.config import TopK
 from unmix.core.atomic import write_json
+from unmix.core.errors import FormatError
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import (
     fold_fixed,
@@ -68,6 +69,8 @@ class SparsifyFormat(Format):
     def read(self, place: Place, name: str = "") -> Draft:
         """See the module."""
         file = _weights(place)
+        if not (place.folder / CFG).is_file():
+            raise FormatError(f"{place.shown}: {file} holds sparsify's tensors, but {CFG} is missing, which says k")
         cfg = Settings(place, CFG, place.json(CFG))
         d_in, k = cfg.size("d_in"), cfg.size("k")
         # 0, the default, means that the expansion factor says it.

@@ -213,7 +213,7 @@ def at_hooks(coder: SparseCoder, reads: tuple[str, ...], writes: tuple[str, ...]
 
 def require_hooks(name: str, reads: tuple[str, ...]) -> None:
     """`ConfigError` where the coder's files did not say what it reads, so that place-holders stand there."""
-    if any(hook == "input" or hook.startswith("input.") for hook in reads):
+    if not reads or any(hook == "input" or hook.startswith("input.") for hook in reads):
         raise ConfigError(f"{name}: its files do not say which hook it reads; give it with hook=, or --hook")
 
 
