@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from unmix.coder.config import CoderConfig
+from unmix.coder.sparse_coder import SparseCoder
 from unmix.core.errors import ConfigError
 from unmix.lm import Ablate, Add, LanguageModel
 
@@ -27,6 +29,23 @@ def test_greedy_text_equals_full_reruns(family: str) -> None:
             places = list(range(5, context.shape[1]))
             out = bound(context, interventions=[Add(latent=2, value=4.0, where=places)])
             context = torch.cat([context, out.logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(found, context[:, 5:])
+
+
+def test_a_coder_that_looks_back_sees_the_whole_context_at_every_step() -> None:
+    """A temporal coder's codes of a token depend on the tokens before; a cache must not hide them."""
+    lm, tokens = tiny("llama"), some_tokens(2, 5)
+    rule = {"kind": "temporal", "k": 4, "n_heads": 2, "bottleneck": 4, "z_scale": 0.1}
+    coder = SparseCoder(CoderConfig(reads=("blocks.1.resid_post",), d_in=16, n_latents=32, activation=rule)).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in coder.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    with lm.bind(coder) as bound, torch.no_grad():
+        found = bound.generate_tokens(tokens, 6, **NEVER)
+        context = tokens
+        for _ in range(6):
+            context = torch.cat([context, bound(context).logits[:, -1:].argmax(-1)], dim=1)
     assert torch.equal(found, context[:, 5:])
 
 

@@ -1,7 +1,8 @@
 """Fixtures of THU-KEG's OpenSAE, by its own code.
 
 `python make_opensae.py CHECKOUT`, where CHECKOUT is the peer's repository at 978f094. Its decoder asks for a CUDA
-device and its config for a `jumprelu_theta` it has not yet set: both are stepped around here.
+device and its config for a `jumprelu_theta` it has not yet set: both are stepped around here. Recorded with
+transformers 4.46.3, of the time of its files: with 5.x it writes `dtype` and cannot read its own configs.
 """
 
 from __future__ import annotations

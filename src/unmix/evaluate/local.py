@@ -33,7 +33,8 @@ class LocalMetrics:
         self, x: Float[Tensor, "rows d_in"], target: Float[Tensor, "rows d_out"], contexts: Int[Tensor, " rows"]
     ) -> Float[Tensor, "rows d_out"]:
         """Add a batch; returns the reconstruction, which the splice needs too."""
-        codes = self.coder.encode(x)
+        # A coder that looks at the tokens before needs to know which rows follow each other.
+        codes = self.coder.encode(x, contexts.to(x.device) if self.coder.encoder.sequential else None)
         reconstruction = self.coder.decode(codes)
         self.reconstruction.update(target, reconstruction, contexts)
         self.sparsity.update(codes, contexts)

@@ -29,8 +29,9 @@ from unmix.train.session import packed_documents, require_hooks
 
 _BATCH_TOKENS = 2048
 _ROWS = 1024
-_SEARCH_ROWS = 2048
-"""Other readings are compared on this many rows, spread over the text; those that are named are measured on all."""
+_SEARCH_TOKENS = 2048
+"""Other readings are compared on about this many tokens, in contexts spread over the text; those that are named are
+measured on all."""
 _NEAR_L0 = 1.5
 """Measured L0 this many times the published one, or less, still agrees: it moves with text, BOS and precision."""
 _NEAR_FVU = 0.15
@@ -110,7 +111,8 @@ def self_check(
     wrong = _disagreements(stated, known)
     if not wrong and not thorough:
         return SelfCheck(stated, known, (), bench.counted, (), ())
-    tried = _search(bench, start, known, thorough)
+    some = tokens[:: max(1, tokens.numel() // _SEARCH_TOKENS)]
+    tried = _search(_Bench(lm, some, coder.config.input_policy), start, known, thorough)
     named = [pair for pair in tried if wrong and _fits(pair[1], stated, known)][:_NAMED]
     whole = [bench.measure(hypothesis) for hypothesis, _ in named]
     whole = sorted((r for r in whole if _fits(r, stated, known)), key=lambda r: _distance(r, known))
@@ -134,6 +136,7 @@ def self_check_set(
         require_hooks(name, coder.config.reads)
         bench.fits(Hypothesis("as stated", coder, coder.config.reads, coder.config.writes))
     writes = tuple(coders.widths)
+    bench.capture([*coders.reads, *writes])
     targets = {hook: bench.inputs((hook,)) for hook in writes}
     whole = Reconstruction(torch.cat([t.double().mean(0) for t in targets.values()]))
     single = {hook: Reconstruction(t.double().mean(0)) for hook, t in targets.items()}
@@ -172,20 +175,25 @@ def _search(
         return list(coder_hypotheses(base, bench.inputs(base.reads), bench.inputs(base.writes)))
 
     def measured(hypotheses: Iterable[Hypothesis]) -> list[tuple[Hypothesis, Reading]]:
-        return [(h, bench.measure(h, _SEARCH_ROWS)) for h in hypotheses]
+        return [(h, bench.measure(h)) for h in hypotheses]
+
+    def moves(base: Hypothesis) -> list[Hypothesis]:
+        found = list(hook_hypotheses(base, bench.lm))
+        bench.capture([hook for h in found for hook in (*h.reads, *h.writes)])
+        return found
 
     def order(pair: tuple[Hypothesis, Reading]) -> float:
         return _distance(pair[1], known)
 
-    moves = list(hook_hypotheses(start, bench.lm))
-    first = measured([*moves, *changes(start)])
+    elsewhere = moves(start)
+    first = measured([*elsewhere, *changes(start)])
     if thorough:
-        second = measured(two for base in moves for two in changes(base))
+        second = measured(two for base in elsewhere for two in changes(base))
     else:
         best, found = min(first, key=order, default=(start, None))
         moved = (best.reads, best.writes) != (start.reads, start.writes)
         done = found is None or not _disagreements(found, known)
-        second = [] if done else measured(changes(best) if moved else hook_hypotheses(best, bench.lm))
+        second = [] if done else measured(changes(best) if moved else moves(best))
     return sorted([*first, *second], key=order)
 
 
@@ -214,33 +222,33 @@ class _Bench:
                     f"{' + '.join(map(str, widths))} wide, the coder needs {expected}"
                 )
 
+    def capture(self, hooks: Sequence[str]) -> None:
+        """Activations of hooks that are not there yet, in one pass over the text."""
+        parts: dict[str, list[Tensor]] = {hook: [] for hook in hooks if hook not in self._kept}
+        step = max(1, _BATCH_TOKENS // self.tokens.shape[1])
+        for start in range(0, len(self.tokens) if parts else 0, step):
+            some = slice(start, start + step)
+            documents = None if self._documents is None else self._documents[some]
+            found = self.lm.capture(self.tokens[some], list(parts), self.policy, documents=documents)
+            for hook, values in parts.items():
+                values.append(found[hook].cpu()[self.mask[some]].float())
+        self._kept |= {hook: torch.cat(values) for hook, values in parts.items()}
+
     def inputs(self, hooks: Sequence[str]) -> Float[Tensor, "rows d"]:
         """Activations of the hooks, concatenated, float32 on the CPU."""
-        missing = [hook for hook in hooks if hook not in self._kept]
-        if missing:
-            parts: dict[str, list[Tensor]] = {hook: [] for hook in missing}
-            step = max(1, _BATCH_TOKENS // self.tokens.shape[1])
-            for start in range(0, len(self.tokens), step):
-                some = slice(start, start + step)
-                documents = None if self._documents is None else self._documents[some]
-                found = self.lm.capture(self.tokens[some], missing, self.policy, documents=documents)
-                for hook in missing:
-                    parts[hook].append(found[hook].cpu()[self.mask[some]].float())
-            self._kept |= {hook: torch.cat(values) for hook, values in parts.items()}
+        self.capture(hooks)
         return torch.cat([self._kept[hook] for hook in hooks], dim=-1)
 
-    def measure(self, hypothesis: Hypothesis, limit: int | None = None) -> Reading:
-        """L0 and FVU of one reading, on every row or about `limit` of them."""
-        coder = hypothesis.coder
-        stride = 1 if limit is None else max(1, self.counted // limit)
-        x, target = self.inputs(hypothesis.reads)[::stride], self.inputs(hypothesis.writes)[::stride]
-        contexts = self.contexts[::stride]
+    def measure(self, hypothesis: Hypothesis) -> Reading:
+        """L0 and FVU of one reading."""
+        h, coder = hypothesis, hypothesis.coder
+        self.capture([*h.reads, *h.writes])
+        x, target = self.inputs(h.reads), self.inputs(h.writes)
         metrics = LocalMetrics(coder, target.double().mean(0))
         for start in range(0, len(x), _ROWS):
             part = slice(start, start + _ROWS)
-            metrics.update(x[part].to(coder.device), target[part].to(coder.device), contexts[part])
+            metrics.update(x[part].to(coder.device), target[part].to(coder.device), self.contexts[part])
         l0, fvu = metrics.sparsity.result()["l0"], metrics.reconstruction.result()["fvu"]
-        h = hypothesis
         return Reading(h.what, h.reads, h.writes, _number(l0), _number(fvu), len(x), h.cause, h.steps)
 
 

@@ -58,6 +58,11 @@ class BoundModel:
         self.policy = self._shared_policy()
         self._open = True
 
+    @property
+    def sequential(self) -> bool:
+        """Whether a coder looks at the tokens before: then no step may show it one token alone."""
+        return any(getattr(getattr(b.coder, "encoder", None), "sequential", False) for b in self.bindings)
+
     def close(self) -> None:
         """End the binding; later calls are errors."""
         self._open = False

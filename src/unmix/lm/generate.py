@@ -95,8 +95,13 @@ def stream(
 def _step(
     bound: BoundModel, context: Tensor, cache: Any, acts: Sequence[Intervention], prompt: int
 ) -> tuple[Tensor, Any]:
-    """Logits of the last position. Where the model keeps a cache only what it lacks is run."""
+    """Logits of the last position. Where the model keeps a cache only what it lacks is run.
+
+    A coder that looks at the tokens before must see them: then every step runs the whole context.
+    """
     held = 0 if cache is None else int(cache.get_seq_length())
+    if held and bound.sequential:
+        held, cache = 0, None
     out = bound.step(
         context[:, held:], None, acts, start=held, prompt=prompt, cache=cache, generating=True
     )  # fmt: skip
