@@ -143,6 +143,17 @@ def test_a_wrong_hook_is_named_with_the_right_one(family: str, right: str, state
     assert found.others[0].tokens == found.tokens, "what is named was measured on every row"
 
 
+def test_the_search_reads_a_part_of_the_text_and_what_is_named_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unmix.evaluate import self_check as room
+
+    monkeypatch.setattr(room, "_SEARCH_TOKENS", 128)
+    found = check(at_hooks(at("gpt2", "blocks.1.resid_post"), ("blocks.2.resid_post",)), "gpt2")
+    assert found.causes
+    named, rest = found.others[: len(found.causes)], found.others[len(found.causes) :]
+    assert {r.tokens for r in named} == {16 * 31}
+    assert {r.tokens for r in rest} == {4 * 31}
+
+
 def test_one_tensor_under_two_names_is_measured_once() -> None:
     found = check(at("gpt2", "blocks.1.resid_post"), "gpt2", thorough=True)
     assert found.agrees
