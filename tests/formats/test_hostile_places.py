@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from unmix.core.errors import UnmixError
-from unmix.formats.dictionary_learning import KINDS
-from unmix.formats.openai import KEYMAP as OPENAI
+from unmix.formats.layouts.dictionary_learning import KINDS
+from unmix.formats.layouts.openai import KEYMAP as OPENAI
 from unmix.formats.place import Place
 from unmix.formats.registry import format_of
 

@@ -48,10 +48,10 @@ def test_a_file_names_its_coder(tmp_path, file):
 
 
 def test_no_format(tmp_path):
-    (tmp_path / "weights.bin").write_bytes(b"x")
+    (tmp_path / "weights.dat").write_bytes(b"x")
     with pytest.raises(FormatError) as caught:
         load(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path}: no known format. Found: weights.bin. Known formats: native, ")
+    assert str(caught.value).startswith(f"{tmp_path}: no known format. Found: weights.dat. Known formats: native, ")
     assert str(caught.value).endswith("; docs/formats.md says which files each is made of")
     assert inspect(tmp_path)["refused"] == str(caught.value)
     with pytest.raises(FormatError, match="no known format"):

@@ -29,7 +29,9 @@ def command(arguments: list[str]) -> int:
     options = parse_overrides(arguments[2:])
     unknown = set(options) - {"format", "from", "name"}
     if unknown or "format" not in options:
-        raise ConfigError("convert needs --format FORMAT, and takes --from FORMAT and --name CODER; see unmix convert --help")
+        raise ConfigError(
+            "convert needs --format FORMAT, and takes --from FORMAT and --name CODER; see unmix convert --help"
+        )
     from unmix.formats.loading import convert
 
     src, dst = arguments[:2]

@@ -18,7 +18,6 @@ from unmix.core.errors import ConfigError, FormatError
 from unmix.formats.draft import Draft
 from unmix.formats.folds import (
     fold_input_bias,
-    fold_scales,
     gate_factor,
     gate_to_raw,
     replace_config,
@@ -83,13 +82,6 @@ def refuse_unless_sae(draft: Draft, format: str) -> None:
         raise refuse(draft, format, f"d_out = {config.width_out} beside d_in = {config.d_in}")
     if config.skip:
         raise refuse(draft, format, "a skip matrix")
-
-
-def fold_fixed(draft: Draft) -> Draft:
-    """Fixed scales and standardisations in the weights, where there are any: a coder without is not touched at all."""
-    config = draft.config
-    plain = config.input_scale == config.output_scale == 1.0 and config.normalise.kind != "standardise"
-    return draft if plain else fold_scales(draft)
 
 
 def raw_gate(draft: Draft) -> Draft:

@@ -123,14 +123,14 @@ def fold_input_bias(draft: Draft) -> Draft:
 def fold_scales(draft: Draft) -> Draft:
     """Fixed scales and a fixed standardisation, moved into weights and biases. Codes and outputs stay.
 
-    The input bias is folded first. A gate in a space of decoder norms becomes one in a space of its own (then
-    `gate_to_raw`), since the norms change.
+    A coder without any is not touched; of others the input bias is folded first. A gate in a space of decoder norms
+    becomes one in a space of its own (then `gate_to_raw`), since the norms change.
     """
+    fixed = draft.config.normalise.kind == "standardise"
+    if not fixed and draft.config.input_scale == draft.config.output_scale == 1.0:
+        return draft
     draft = fold_input_bias(draft)
     config, state = draft.config, draft.state
-    fixed = config.normalise.kind == "standardise"
-    if not fixed and config.input_scale == 1.0 and config.output_scale == 1.0:
-        return draft
     changed = replace_config(draft, input_scale=1.0, output_scale=1.0)
     if config.gate_space in ("decoder_norm", "decoder_norm_sum"):
         changed = replace_config(changed, gate_space="own")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 
 from unmix.coder.coder_set import CoderSet
 from unmix.coder.sparse_coder import SparseCoder
 from unmix.core.atomic import atomic_folder
 from unmix.core.errors import ConfigError, FormatError, did_you_mean
+from unmix.core.progress import task
 from unmix.formats.detection import below, choose_format, names_in, nothing, recognised
 from unmix.formats.draft import Draft
 from unmix.formats.place import Place
@@ -69,12 +71,12 @@ def convert(
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise FormatError(f"{dst}: there is something here already; name a new folder")
     drafts = _sources(src, source_format, name)
-    with atomic_folder(folder) as temp:
+    with atomic_folder(folder) as temp, _progress(drafts):
         if len(drafts) == 1 or target.many:
             target.write(drafts, temp)
         else:
             for own, draft in drafts.items():
-                (temp / own).mkdir(parents=True)
+                _part_of(temp, own).mkdir(parents=True)
                 target.write({own: draft}, temp / own)
     return list(drafts)
 
@@ -108,6 +110,29 @@ def drafts_at(place: Place, format: str | None) -> tuple[dict[str, Draft], bool]
 def read_draft(format: Format, place: Place, name: str) -> Draft:
     """One coder of a recognised place, with a note of where it came from."""
     return with_origin(format.read(place, name), place, format.name)
+
+
+def _part_of(folder: Path, name: str) -> Path:
+    """The folder of one coder. Names may come from files: `FormatError` for one that leads out."""
+    parts = PurePosixPath(name).parts
+    if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name or "\0" in name:
+        raise FormatError(f"a coder is called {name!r}, which cannot be a folder's name")
+    return folder / name
+
+
+@contextmanager
+def _progress(drafts: Mapping[str, Draft]) -> Generator[None]:
+    """Count the bytes of the weights as they are written."""
+    from unmix.formats.stores.writing import PROGRESS
+
+    weights = [lazy for draft in drafts.values() for lazy in draft.state.values()]
+    total = sum(lazy.like.numel() * lazy.dtype.itemsize for lazy in weights)
+    with task("convert", total, unit="bytes") as shown:
+        token = PROGRESS.set(shown)
+        try:
+            yield
+        finally:
+            PROGRESS.reset(token)
 
 
 def _one_name(format: Format, place: Place, name: str | None) -> str:

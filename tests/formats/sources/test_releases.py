@@ -130,6 +130,11 @@ def test_names_that_are_wrong(text, match):
         resolve_release(text)
 
 
+def test_what_was_never_published_is_not_listed():
+    ids = catalogue().entries["gemma-scope-2-27b-pt-transcoders-all"].ids()
+    assert "layer_4_width_16k_l0_big" not in ids and "layer_4_width_16k_l0_big_affine" in ids
+
+
 def test_a_release_of_one_coder_needs_no_id(tmp_path):
     known = catalogue(
         own(tmp_path, "  - {name: one, model: m, format: native, coders: [{id: x, source: 'hf://a/b'}]}\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -20,6 +21,8 @@ from unmix.formats.stores.safetensors_file import DTYPES
 
 _LEAST, _MOST = 1 << 20, 64 << 20
 """Bytes that are made contiguous and written at a time: a sixteenth of the tensor, within these bounds."""
+PROGRESS: ContextVar[Task | None] = ContextVar("unmix_writing", default=None)
+"""Where bytes are counted when the writer was given nothing else: a conversion sets it around a format's `write`."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -80,6 +83,7 @@ def write_sharded(
 
 def write_data(handle: io.BufferedIOBase, lazy: Lazy, shown: str, progress: Task | None = None) -> None:
     """Append the bytes of one tensor, row by row as it would lie in memory. `NonFiniteError` for NaN or infinity."""
+    shown_by = progress or PROGRESS.get()
     tensor = lazy().detach()
     if tuple(tensor.shape) != lazy.shape or tensor.dtype != lazy.dtype:
         raise FormatError(f"{shown}: is {tensor.dtype} {list(tensor.shape)}, expected {lazy.dtype} {list(lazy.shape)}")
@@ -87,8 +91,8 @@ def write_data(handle: io.BufferedIOBase, lazy: Lazy, shown: str, progress: Task
         if not is_finite(chunk):
             raise NonFiniteError(f"{shown} holds NaN or infinity; nothing was written")
         handle.write(chunk.view(torch.uint8).numpy().data)
-        if progress is not None:
-            progress.advance(chunk.nbytes)
+        if shown_by is not None:
+            shown_by.advance(chunk.nbytes)
 
 
 def _chunks(tensor: Tensor) -> Iterator[Tensor]:
@@ -97,7 +101,9 @@ def _chunks(tensor: Tensor) -> Iterator[Tensor]:
         return
     size = min(max(tensor.nbytes // 16, _LEAST), _MOST)
     if tensor.is_contiguous() or tensor.nbytes <= size:
-        yield from tensor.reshape(-1).contiguous().split(size // tensor.itemsize)
+        flat = tensor.reshape(-1).contiguous()
+        # A tensor of one element is contiguous whatever its stride, and keeps an odd one.
+        yield from flat.as_strided(flat.shape, (1,)).split(size // tensor.itemsize)
         return
     rows = size * tensor.shape[0] // tensor.nbytes
     if rows == 0:

@@ -22,8 +22,8 @@ from unmix.formats.folds import batchtopk_as_jumprelu, fold_input_bias, fold_sca
 from unmix.formats.hook_names import to_transformer_lens
 from unmix.formats.keymap import Stored, write_state
 from unmix.formats.lazy import apply
-from unmix.formats.sae_lens import KINDS, RESCALE, SCALAR_RESCALE, temporal_keymap, temporal_scale
-from unmix.formats.sae_lens_parts import CFG, FREQUENCY, RUNNER, SPARSITY, WEIGHTS
+from unmix.formats.layouts.sae_lens import KINDS, RESCALE, SCALAR_RESCALE, temporal_keymap, temporal_scale
+from unmix.formats.layouts.sae_lens_parts import CFG, FREQUENCY, RUNNER, SPARSITY, WEIGHTS
 from unmix.formats.stores.writing import write_safetensors
 
 log = logging.getLogger("unmix")

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from unmix.core.atomic import write_json
-from unmix.formats.activation_statistics import MEAN, RMS, SCALE, STD
-from unmix.formats.dictionary_learning_crosscoder import CONFIG, NORMALISATIONS, WEIGHTS
+from unmix.formats.layouts.activation_statistics import MEAN, RMS, SCALE, STD
+from unmix.formats.layouts.dictionary_learning_crosscoder import CONFIG, NORMALISATIONS, WEIGHTS
 from unmix.formats.draft import Draft
-from unmix.formats.equivalents import fold_fixed, origin, raw_gate, refuse, refuse_unless, write_hooks
-from unmix.formats.folds import fold_input_bias
+from unmix.formats.equivalents import origin, raw_gate, refuse, refuse_unless, write_hooks
+from unmix.formats.folds import fold_input_bias, fold_scales
 from unmix.formats.lazy import Lazy, apply
 from unmix.formats.stores import write_safetensors
 
@@ -37,7 +37,7 @@ def write_crosscoder(draft: Draft, folder: Path) -> None:
         raise refuse(draft, _FORMAT, "a skip matrix")
     # Without statistics the peer makes its own, which say that there are none.
     fixed = _statistics(draft, hooks)
-    draft = draft if fixed else fold_fixed(draft)
+    draft = draft if fixed else fold_scales(draft)
     draft = fold_input_bias(draft)
     if config.activation.kind == "relu" or draft.config.gate_space not in _IDS:
         draft = raw_gate(draft)

@@ -19,10 +19,9 @@ from torch import Tensor
 
 from unmix.core.atomic import write_text
 from unmix.core.errors import FormatError
-from unmix.formats.dictionary_learning import OTHER_CONFIGS
+from unmix.formats.layouts.dictionary_learning import OTHER_CONFIGS
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import (
-    fold_fixed,
     make_config,
     origin,
     raw_gate,
@@ -30,7 +29,7 @@ from unmix.formats.equivalents import (
     refuse_unless,
     refuse_unless_sae,
 )
-from unmix.formats.folds import fold_input_bias, unit_decoder
+from unmix.formats.folds import fold_input_bias, fold_scales, unit_decoder
 from unmix.formats.hook_names import from_transformer_lens, to_transformer_lens
 from unmix.formats.keymap import Stored, read_state, write_state
 from unmix.formats.lazy import Lazy, apply
@@ -177,7 +176,7 @@ def _expressible(draft: Draft) -> Draft:
     """The draft as this layout says it: codes become z·‖w_dec‖, outputs stay."""
     refuse_unless(draft, "e2e_sae", ("relu",))
     refuse_unless_sae(draft, "e2e_sae")
-    return unit_decoder(raw_gate(fold_input_bias(fold_fixed(draft))))
+    return unit_decoder(raw_gate(fold_input_bias(fold_scales(draft))))
 
 
 def _position(draft: Draft) -> str:

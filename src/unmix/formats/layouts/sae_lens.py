@@ -25,7 +25,7 @@ from unmix.formats.keymap import Stored, read_state
 from unmix.formats.lazy import Lazy, State, apply
 from unmix.formats.place import Place
 from unmix.formats.registry import Format
-from unmix.formats.sae_lens_parts import (
+from unmix.formats.layouts.sae_lens_parts import (
     AFFINE,
     CFG,
     GATED,
@@ -135,7 +135,7 @@ class SaeLensFormat(Format):
 
     def write(self, drafts: Mapping[str, Draft], folder: Path) -> None:
         """See `write_sae_lens`."""
-        from unmix.formats.sae_lens_write import write_sae_lens
+        from unmix.formats.layouts.sae_lens_write import write_sae_lens
 
         write_sae_lens(one_draft(drafts), folder)
 

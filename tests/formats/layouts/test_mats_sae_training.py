@@ -13,7 +13,7 @@ import torch
 from unmix.core.errors import ConfigError, FormatError
 from unmix.formats import detect, load, load_all
 
-RECORDED = Path(__file__).parent.parent / "parity" / "sae_lens"
+RECORDED = Path(__file__).parent.parent.parent / "parity" / "sae_lens"
 
 
 def test_one_coder_and_what_lies_beside_it():

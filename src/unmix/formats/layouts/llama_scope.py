@@ -21,7 +21,7 @@ from unmix.formats.keymap import Stored, read_state
 from unmix.formats.lazy import Lazy
 from unmix.formats.place import Place
 from unmix.formats.registry import Format
-from unmix.formats.scopes import path_of
+from unmix.formats.layouts.scopes import path_of
 from unmix.formats.settings import Settings
 
 CONFIG = "hyperparams.json"

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from unmix.core.errors import FormatError
-from unmix.formats.activation_statistics import KEYS as STATISTICS
-from unmix.formats.activation_statistics import standardise, statistics_keymap
+from unmix.formats.layouts.activation_statistics import KEYS as STATISTICS
+from unmix.formats.layouts.activation_statistics import standardise, statistics_keymap
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import make_config, one_draft, stored_number
 from unmix.formats.folds import unit_decoder
@@ -140,7 +140,7 @@ class DictionaryLearningFormat(Format):
 
     def write(self, drafts: Mapping[str, Draft], folder: Path) -> None:
         """See `write_dictionary_learning`."""
-        from unmix.formats.dictionary_learning_write import write_dictionary_learning
+        from unmix.formats.layouts.dictionary_learning_write import write_dictionary_learning
 
         write_dictionary_learning(one_draft(drafts), folder)
 

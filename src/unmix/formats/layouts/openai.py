@@ -16,7 +16,6 @@ from unmix.coder.config import TopK
 from unmix.core.errors import FormatError, did_you_mean
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import (
-    fold_fixed,
     make_config,
     one_draft,
     origin,
@@ -28,6 +27,7 @@ from unmix.formats.equivalents import (
     tie_input_bias,
     write_hooks,
 )
+from unmix.formats.folds import fold_scales
 from unmix.formats.hook_names import from_openai_location, to_openai_location
 from unmix.formats.keymap import Stored, read_state, write_state
 from unmix.formats.lazy import Lazy
@@ -147,7 +147,7 @@ def _expressible(draft: Draft) -> Draft:
     """The draft as this layout says it."""
     refuse_unless(draft, "openai", ("relu", "topk", "identity"), ("none", "layer_norm", "standardise"), signed=True)
     refuse_unless_sae(draft, "openai")
-    draft = tie_input_bias(raw_gate(fold_fixed(draft)))
+    draft = tie_input_bias(raw_gate(fold_scales(draft)))
     activation, rule = draft.config.activation, draft.config.normalise
     layered = rule.kind == "layer_norm"
     if layered and (rule.ddof, rule.eps, rule.eps_back, rule.restore) != (1, EPS, False, True):

@@ -15,7 +15,7 @@ from unmix.formats.equivalents import make_config
 from unmix.formats.keymap import Stored, read_state
 from unmix.formats.place import Place
 from unmix.formats.registry import Format
-from unmix.formats.scopes import l0_in, path_of, published, warn_unsaid
+from unmix.formats.layouts.scopes import l0_in, path_of, published, warn_unsaid
 from unmix.formats.settings import Settings
 
 CONFIG = "config.json"

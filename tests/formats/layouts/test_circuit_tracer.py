@@ -16,7 +16,7 @@ from unmix.coder import CoderConfig, SparseCoder
 from unmix.coder.config import BatchTopK, JumpReLU, TopK
 from unmix.core.errors import FormatError
 from unmix.formats import convert, detect, load, load_all
-from unmix.formats.circuit_tracer import CircuitTracerFormat
+from unmix.formats.layouts.circuit_tracer import CircuitTracerFormat
 from unmix.formats.draft import Draft
 
 CONFIG = {
@@ -185,7 +185,7 @@ UNWRITABLE = [
     ([{}, {"n_latents": 7}], "transcoders of different widths in one set"),
     ([{"activation": TopK(k=3)}], "a top-k other than of the largest values, negative ones kept"),
     ([{}, {"activation": TopK(k=3, relu="none")}], "a top-k of its own for each layer"),
-    ([{"normalise": {"kind": "layer_norm"}}], "the normalisation 'layer_norm'; it has none, standardise"),
+    ([{"normalise": {"kind": "layer_norm"}}], "the normalisation 'layer_norm'; it has none"),
     ([{"reads": ("input",)}], "needs a hook of a block, found input"),
 ]
 

@@ -19,7 +19,7 @@ from unmix.formats.equivalents import make_config
 from unmix.formats.keymap import Stored, read_state
 from unmix.formats.place import Place
 from unmix.formats.registry import Format
-from unmix.formats.scopes import l0_in, layer_in, path_of, published, warn_unsaid
+from unmix.formats.layouts.scopes import l0_in, layer_in, path_of, published, warn_unsaid
 
 KEYMAP = (
     Stored("W_enc", "W_enc", ("d_in", "n_latents"), "transpose"),

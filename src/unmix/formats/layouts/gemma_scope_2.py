@@ -16,7 +16,7 @@ from unmix.formats.hook_names import from_module_path
 from unmix.formats.keymap import Stored, read_state
 from unmix.formats.place import Place
 from unmix.formats.registry import Format
-from unmix.formats.scopes import layer_in, path_of, published, warn_unsaid
+from unmix.formats.layouts.scopes import layer_in, path_of, published, warn_unsaid
 from unmix.formats.settings import Settings
 
 CONFIG = "config.json"

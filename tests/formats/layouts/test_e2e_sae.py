@@ -15,7 +15,7 @@ from unmix.coder.config import Normalise, ReLU, TopK
 from unmix.core.errors import ConfigError, FormatError
 from unmix.formats import convert, load, load_all
 from unmix.formats.draft import Draft
-from unmix.formats.e2e_sae import E2eSaeFormat
+from unmix.formats.layouts.e2e_sae import E2eSaeFormat
 
 POSITIONS = ["blocks.2.hook_resid_pre", "blocks.6.mlp.hook_out"]
 

@@ -9,10 +9,9 @@ import torch
 
 from unmix.coder.config import TopK
 from unmix.core.atomic import write_json
-from unmix.formats.dictionary_learning import CONFIG, KINDS, WEIGHTS
+from unmix.formats.layouts.dictionary_learning import CONFIG, KINDS, WEIGHTS
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import (
-    fold_fixed,
     origin,
     raw_gate,
     refuse,
@@ -20,7 +19,7 @@ from unmix.formats.equivalents import (
     refuse_unless_sae,
     tie_input_bias,
 )
-from unmix.formats.folds import fold_input_bias
+from unmix.formats.folds import fold_input_bias, fold_scales
 from unmix.formats.hook_names import to_submodule_name
 from unmix.formats.keymap import write_state
 from unmix.formats.lazy import Lazy
@@ -45,7 +44,7 @@ def write_dictionary_learning(draft: Draft, folder: Path) -> None:
     refuse_unless_sae(draft, "dictionary_learning")
     if isinstance(draft.config.activation, TopK) and draft.config.activation.magnitude:
         raise refuse(draft, "dictionary_learning", "selection by magnitude")
-    draft = raw_gate(fold_fixed(draft))
+    draft = raw_gate(fold_scales(draft))
     cls, facts = _class_for(draft)
     draft = tie_input_bias(draft) if KINDS[cls].pre_bias == "tied" else fold_input_bias(draft)
     stored: dict[str, Any] = dict(write_state(draft.state, KINDS[cls].keymap))

@@ -18,7 +18,6 @@ from unmix.core.atomic import write_json
 from unmix.core.errors import FormatError
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import (
-    fold_fixed,
     make_config,
     one_draft,
     origin,
@@ -29,7 +28,7 @@ from unmix.formats.equivalents import (
     tie_input_bias,
     write_hooks,
 )
-from unmix.formats.folds import fold_input_bias
+from unmix.formats.folds import fold_input_bias, fold_scales
 from unmix.formats.hook_names import from_module_path, module_input
 from unmix.formats.keymap import Stored, read_state, write_state
 from unmix.formats.place import Place
@@ -142,7 +141,7 @@ def _expressible(draft: Draft) -> Draft:
     activation = config.activation
     if isinstance(activation, TopK) and activation.relu == "none" and not activation.magnitude:
         raise refuse(draft, "sparsify", "signed codes that are not selected by magnitude")
-    draft = raw_gate(fold_fixed(draft))
+    draft = raw_gate(fold_scales(draft))
     if config.reads != config.writes:
         return fold_input_bias(draft)
     return tie_input_bias(draft)

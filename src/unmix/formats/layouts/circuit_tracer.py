@@ -19,12 +19,12 @@ from unmix.coder.config import TopK
 from unmix.core.errors import FormatError
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import make_config, origin, raw_gate, refuse, refuse_unless
-from unmix.formats.folds import batchtopk_as_jumprelu, fold_scales
+from unmix.formats.folds import batchtopk_as_jumprelu, fold_input_bias, fold_scales
 from unmix.formats.hook_names import from_transformer_lens, to_transformer_lens
 from unmix.formats.keymap import Stored, read_state, write_state
 from unmix.formats.place import Place
 from unmix.formats.registry import Format
-from unmix.formats.scopes import warn_unsaid
+from unmix.formats.layouts.scopes import warn_unsaid
 from unmix.formats.settings import Settings
 
 CONFIG = "config.yaml"
@@ -149,7 +149,7 @@ def affine(draft: Draft, format: str, activations: tuple[str, ...]) -> Draft:
     refuse_unless(draft, format, activations, signed=True)
     if draft.config.normalise.kind == "standardise" and draft.config.normalise.restore:
         raise refuse(draft, format, "an output that is put back on the scale of its input")
-    return raw_gate(fold_scales(draft))
+    return raw_gate(fold_input_bias(fold_scales(draft)))
 
 
 def _files(place: Place) -> dict[int, str]:

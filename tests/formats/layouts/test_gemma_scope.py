@@ -13,7 +13,7 @@ from torch import Tensor
 from formats.scope_makers import D, F, close, inputs, jump, run, thresholds, weights
 from unmix.core.errors import CorruptError, FormatError, NonFiniteError
 from unmix.formats import convert, detect, load, load_all
-from unmix.formats.gemma_scope import GemmaScopeFormat, Said
+from unmix.formats.layouts.gemma_scope import GemmaScopeFormat, Said
 from unmix.formats.place import Place
 
 RES = "google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71"

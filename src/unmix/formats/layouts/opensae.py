@@ -19,7 +19,6 @@ from unmix.core.atomic import write_json
 from unmix.core.errors import FormatError
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import (
-    fold_fixed,
     make_config,
     one_draft,
     origin,
@@ -28,13 +27,14 @@ from unmix.formats.equivalents import (
     refuse_unless,
     tie_input_bias,
 )
+from unmix.formats.folds import fold_scales
 from unmix.formats.hook_names import from_module_path, to_module_path
 from unmix.formats.keymap import read_state, write_state
 from unmix.formats.lazy import Lazy
 from unmix.formats.place import Place
 from unmix.formats.registry import Format
 from unmix.formats.settings import Settings
-from unmix.formats.sparsify import KEYMAP, KEYS
+from unmix.formats.layouts.sparsify import KEYMAP, KEYS
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -148,7 +148,7 @@ def _expressible(draft: Draft) -> Draft:
         raise refuse(draft, "opensae", "a skip matrix")
     if rule.kind == "layer_norm" and (rule.ddof != 1 or (rule.restore and not rule.eps_back)):
         raise refuse(draft, "opensae", f"a layer norm other than ddof=1, undone with eps; found {rule!r}")
-    draft = tie_input_bias(raw_gate(fold_fixed(draft)))
+    draft = tie_input_bias(raw_gate(fold_scales(draft)))
     if isinstance(draft.config.activation, JumpReLU):
         if not draft.config.activation.keep_max:
             raise refuse(draft, "opensae", "a jumprelu that leaves a token with nothing above its threshold empty")

@@ -15,7 +15,7 @@ from unmix.coder import CoderConfig, CoderSet, SparseCoder
 from unmix.coder.config import JumpReLU, ReLU
 from unmix.core.errors import FormatError
 from unmix.formats import convert, detect, load_all
-from unmix.formats.circuit_tracer_clt import CircuitTracerCltFormat
+from unmix.formats.layouts.circuit_tracer_clt import CircuitTracerCltFormat
 from unmix.formats.draft import Draft
 
 N = 3

@@ -21,8 +21,8 @@ from unmix.formats.keymap import Stored, read_state
 from unmix.formats.lazy import State, apply
 from unmix.formats.place import Place
 from unmix.formats.registry import Format
-from unmix.formats.sae_lens import both_files, generation
-from unmix.formats.sae_lens_parts import (
+from unmix.formats.layouts.sae_lens import both_files, generation
+from unmix.formats.layouts.sae_lens_parts import (
     AFFINE,
     CFG,
     GATED,

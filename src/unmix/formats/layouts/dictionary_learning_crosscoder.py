@@ -19,8 +19,8 @@ from torch import Tensor
 
 from unmix.coder.config import JumpReLU
 from unmix.core.errors import FormatError
-from unmix.formats.activation_statistics import KEYS as STATISTICS
-from unmix.formats.activation_statistics import standardise, statistics_keymap
+from unmix.formats.layouts.activation_statistics import KEYS as STATISTICS
+from unmix.formats.layouts.activation_statistics import standardise, statistics_keymap
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import make_config, one_draft, read_hooks, stored_number
 from unmix.formats.keymap import Found, Stored, read_state
@@ -89,7 +89,7 @@ class CrosscoderFormat(Format):
 
     def write(self, drafts: Mapping[str, Draft], folder: Path) -> None:
         """See `write_crosscoder`."""
-        from unmix.formats.dictionary_learning_crosscoder_write import write_crosscoder
+        from unmix.formats.layouts.dictionary_learning_crosscoder_write import write_crosscoder
 
         write_crosscoder(one_draft(drafts), folder)
 
