@@ -60,9 +60,9 @@ _NAMES = {
 }
 
 __all__ = [
-    "Ablate", "Add", "Clamp", "CoderConfig", "CoderSet", "Codes", "IdentityCoder", "InputPolicy", "Multiply", "RunConfig",
-    "Set", "SparseCoder", "TrainConfig", "__version__", "convert", "evaluate", "explain", "inspect", "load", "load_all",
-    "load_model", "load_session", "open_index", "run", "score", "train", "view",
+    "Ablate", "Add", "Clamp", "CoderConfig", "CoderSet", "Codes", "IdentityCoder", "InputPolicy", "Multiply",
+    "RunConfig", "Set", "SparseCoder", "TrainConfig", "__version__", "convert", "evaluate", "explain", "inspect",
+    "load", "load_all", "load_model", "load_session", "open_index", "run", "score", "train", "view",
 ]  # fmt: skip
 
 _CALLABLE = ("evaluate", "explain", "run", "train")

@@ -42,7 +42,7 @@ def test_defaults_are_filled_in() -> None:
         ({"activation": {"k": 4}}, r"activation\.kind: missing"),
         ({"d_in": 0}, r"d_in: Input should be greater than 0"),
         ({"input_scale": 0.0}, r"input_scale: Input should be greater than 0"),
-        ({"normalise": {"kind": "layernorm"}}, r"normalise\.kind: Input should be 'none', 'layer_norm', 'constant_norm' or 'standardise'"),
+        ({"normalise": {"kind": "layernorm"}}, r"normalise\.kind: Input should be 'none', 'layer_norm', 'constant"),
         ({"gate": "raw"}, r"unknown field 'gate'\. Did you mean 'gate_space'"),
     ],
 )  # fmt: skip

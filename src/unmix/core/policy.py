@@ -29,7 +29,7 @@ class InputPolicy(Config):
 
 
 class ModelFingerprint(Config):
-    """What a coder remembers of the model it was trained on (decision 12). Foreign coders mostly know its name alone."""
+    """What a coder remembers of the model it was trained on (decision 12). Foreign ones mostly know its name alone."""
 
     name: str
     family: str | None = None

@@ -16,8 +16,8 @@ from unmix.coder import CoderConfig, SparseCoder
 from unmix.coder.config import BatchTopK, JumpReLU, TopK
 from unmix.core.errors import FormatError
 from unmix.formats import convert, detect, load, load_all
-from unmix.formats.layouts.circuit_tracer import CircuitTracerFormat
 from unmix.formats.draft import Draft
+from unmix.formats.layouts.circuit_tracer import CircuitTracerFormat
 
 CONFIG = {
     "model_name": "google/gemma-2-2b", "model_kind": "transcoder_set", "feature_input_hook": "mlp.hook_in",

@@ -15,8 +15,8 @@ from unmix.coder import CoderConfig, CoderSet, SparseCoder
 from unmix.coder.config import JumpReLU, ReLU
 from unmix.core.errors import FormatError
 from unmix.formats import convert, detect, load_all
-from unmix.formats.layouts.circuit_tracer_clt import CircuitTracerCltFormat
 from unmix.formats.draft import Draft
+from unmix.formats.layouts.circuit_tracer_clt import CircuitTracerCltFormat
 
 N = 3
 CONFIG = {

@@ -22,9 +22,9 @@ from unmix.formats.equivalents import make_config, origin, raw_gate, refuse, ref
 from unmix.formats.folds import batchtopk_as_jumprelu, fold_input_bias, fold_scales
 from unmix.formats.hook_names import from_transformer_lens, to_transformer_lens
 from unmix.formats.keymap import Stored, read_state, write_state
+from unmix.formats.layouts.scopes import warn_unsaid
 from unmix.formats.place import Place
 from unmix.formats.registry import Format
-from unmix.formats.layouts.scopes import warn_unsaid
 from unmix.formats.settings import Settings
 
 CONFIG = "config.yaml"

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from unmix.core.errors import FormatError
-from unmix.formats.layouts.circuit_tracer import CONFIG, IGNORED, affine, block_hook, provenance, write_config
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import make_config, refuse
-from unmix.formats.layouts.gemma_scope_2_layers import padded
 from unmix.formats.keymap import Stored, read_state
+from unmix.formats.layouts.circuit_tracer import CONFIG, IGNORED, affine, block_hook, provenance, write_config
+from unmix.formats.layouts.gemma_scope_2_layers import padded
 from unmix.formats.lazy import Lazy, apply
 from unmix.formats.place import Place
 from unmix.formats.registry import Format

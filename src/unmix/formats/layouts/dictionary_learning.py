@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from unmix.core.errors import FormatError
-from unmix.formats.layouts.activation_statistics import KEYS as STATISTICS
-from unmix.formats.layouts.activation_statistics import standardise, statistics_keymap
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import make_config, one_draft, stored_number
 from unmix.formats.folds import unit_decoder
 from unmix.formats.hook_names import from_submodule_name
 from unmix.formats.keymap import Stored, read_state
+from unmix.formats.layouts.activation_statistics import KEYS as STATISTICS
+from unmix.formats.layouts.activation_statistics import standardise, statistics_keymap
 from unmix.formats.place import Place
 from unmix.formats.registry import Format
 from unmix.formats.settings import Settings

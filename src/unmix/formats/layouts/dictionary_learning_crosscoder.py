@@ -19,11 +19,11 @@ from torch import Tensor
 
 from unmix.coder.config import JumpReLU
 from unmix.core.errors import FormatError
-from unmix.formats.layouts.activation_statistics import KEYS as STATISTICS
-from unmix.formats.layouts.activation_statistics import standardise, statistics_keymap
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import make_config, one_draft, read_hooks, stored_number
 from unmix.formats.keymap import Found, Stored, read_state
+from unmix.formats.layouts.activation_statistics import KEYS as STATISTICS
+from unmix.formats.layouts.activation_statistics import standardise, statistics_keymap
 from unmix.formats.lazy import Lazy, apply
 from unmix.formats.place import Place
 from unmix.formats.registry import Format

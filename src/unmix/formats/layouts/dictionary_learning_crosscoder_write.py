@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from unmix.core.atomic import write_json
-from unmix.formats.layouts.activation_statistics import MEAN, RMS, SCALE, STD
-from unmix.formats.layouts.dictionary_learning_crosscoder import CONFIG, NORMALISATIONS, WEIGHTS
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import origin, raw_gate, refuse, refuse_unless, write_hooks
 from unmix.formats.folds import fold_input_bias, fold_scales
+from unmix.formats.layouts.activation_statistics import MEAN, RMS, SCALE, STD
+from unmix.formats.layouts.dictionary_learning_crosscoder import CONFIG, NORMALISATIONS, WEIGHTS
 from unmix.formats.lazy import Lazy, apply
 from unmix.formats.stores import write_safetensors
 

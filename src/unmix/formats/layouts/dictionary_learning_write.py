@@ -9,7 +9,6 @@ import torch
 
 from unmix.coder.config import TopK
 from unmix.core.atomic import write_json
-from unmix.formats.layouts.dictionary_learning import CONFIG, KINDS, WEIGHTS
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import (
     origin,
@@ -22,6 +21,7 @@ from unmix.formats.equivalents import (
 from unmix.formats.folds import fold_input_bias, fold_scales
 from unmix.formats.hook_names import to_submodule_name
 from unmix.formats.keymap import write_state
+from unmix.formats.layouts.dictionary_learning import CONFIG, KINDS, WEIGHTS
 from unmix.formats.lazy import Lazy
 from unmix.formats.stores import write_torch
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from unmix.core.atomic import write_text
 from unmix.core.errors import FormatError
-from unmix.formats.layouts.dictionary_learning import OTHER_CONFIGS
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import (
     make_config,
@@ -32,6 +31,7 @@ from unmix.formats.equivalents import (
 from unmix.formats.folds import fold_input_bias, fold_scales, unit_decoder
 from unmix.formats.hook_names import from_transformer_lens, to_transformer_lens
 from unmix.formats.keymap import Stored, read_state, write_state
+from unmix.formats.layouts.dictionary_learning import OTHER_CONFIGS
 from unmix.formats.lazy import Lazy, apply
 from unmix.formats.place import Place
 from unmix.formats.registry import Format

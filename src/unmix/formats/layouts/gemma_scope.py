@@ -17,9 +17,9 @@ from typing import Any
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import make_config
 from unmix.formats.keymap import Stored, read_state
+from unmix.formats.layouts.scopes import l0_in, layer_in, path_of, published, warn_unsaid
 from unmix.formats.place import Place
 from unmix.formats.registry import Format
-from unmix.formats.layouts.scopes import l0_in, layer_in, path_of, published, warn_unsaid
 
 KEYMAP = (
     Stored("W_enc", "W_enc", ("d_in", "n_latents"), "transpose"),

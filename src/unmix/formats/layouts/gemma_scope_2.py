@@ -14,9 +14,9 @@ from unmix.formats.draft import Draft
 from unmix.formats.equivalents import make_config
 from unmix.formats.hook_names import from_module_path
 from unmix.formats.keymap import Stored, read_state
+from unmix.formats.layouts.scopes import layer_in, path_of, published, warn_unsaid
 from unmix.formats.place import Place
 from unmix.formats.registry import Format
-from unmix.formats.layouts.scopes import layer_in, path_of, published, warn_unsaid
 from unmix.formats.settings import Settings
 
 CONFIG = "config.json"

@@ -19,6 +19,8 @@ from torch import Tensor
 from unmix.core.errors import FormatError
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import make_config
+from unmix.formats.hook_names import from_module_path
+from unmix.formats.keymap import Stored, read_state
 from unmix.formats.layouts.gemma_scope_2 import (
     AFTER,
     BEFORE,
@@ -29,12 +31,10 @@ from unmix.formats.layouts.gemma_scope_2 import (
     provenance,
     require_skip,
 )
-from unmix.formats.hook_names import from_module_path
-from unmix.formats.keymap import Stored, read_state
+from unmix.formats.layouts.scopes import path_of
 from unmix.formats.lazy import apply
 from unmix.formats.place import Place
 from unmix.formats.registry import Format
-from unmix.formats.layouts.scopes import path_of
 from unmix.formats.settings import Settings
 
 log = logging.getLogger("unmix")

@@ -18,10 +18,10 @@ from unmix.formats.draft import Draft
 from unmix.formats.equivalents import make_config
 from unmix.formats.hook_names import from_transformer_lens
 from unmix.formats.keymap import Stored, read_state
+from unmix.formats.layouts.scopes import path_of
 from unmix.formats.lazy import Lazy
 from unmix.formats.place import Place
 from unmix.formats.registry import Format
-from unmix.formats.layouts.scopes import path_of
 from unmix.formats.settings import Settings
 
 CONFIG = "hyperparams.json"

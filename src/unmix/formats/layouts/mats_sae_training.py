@@ -19,11 +19,11 @@ import torch
 from unmix.formats.draft import Draft
 from unmix.formats.hook_names import from_transformer_lens
 from unmix.formats.keymap import Stored, read_state
+from unmix.formats.layouts.sae_lens_legacy import read_older, renamed
+from unmix.formats.layouts.sae_lens_parts import FREQUENCY
 from unmix.formats.lazy import Lazy
 from unmix.formats.place import Place
 from unmix.formats.registry import Format
-from unmix.formats.layouts.sae_lens_legacy import read_older, renamed
-from unmix.formats.layouts.sae_lens_parts import FREQUENCY
 from unmix.formats.settings import Settings
 from unmix.formats.stores import Bag
 

@@ -30,11 +30,11 @@ from unmix.formats.equivalents import (
 from unmix.formats.folds import fold_scales
 from unmix.formats.hook_names import from_module_path, to_module_path
 from unmix.formats.keymap import read_state, write_state
+from unmix.formats.layouts.sparsify import KEYMAP, KEYS
 from unmix.formats.lazy import Lazy
 from unmix.formats.place import Place
 from unmix.formats.registry import Format
 from unmix.formats.settings import Settings
-from unmix.formats.layouts.sparsify import KEYMAP, KEYS
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

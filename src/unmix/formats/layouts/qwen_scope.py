@@ -13,9 +13,9 @@ from typing import Any
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import make_config
 from unmix.formats.keymap import Stored, read_state
+from unmix.formats.layouts.scopes import l0_in, path_of, published, warn_unsaid
 from unmix.formats.place import Place
 from unmix.formats.registry import Format
-from unmix.formats.layouts.scopes import l0_in, path_of, published, warn_unsaid
 from unmix.formats.settings import Settings
 
 CONFIG = "config.json"

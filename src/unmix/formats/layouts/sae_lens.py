@@ -22,9 +22,6 @@ from unmix.formats.draft import Draft
 from unmix.formats.equivalents import make_config, one_draft
 from unmix.formats.folds import unit_decoder
 from unmix.formats.keymap import Stored, read_state
-from unmix.formats.lazy import Lazy, State, apply
-from unmix.formats.place import Place
-from unmix.formats.registry import Format
 from unmix.formats.layouts.sae_lens_parts import (
     AFFINE,
     CFG,
@@ -41,6 +38,9 @@ from unmix.formats.layouts.sae_lens_parts import (
     statistics,
     whitened,
 )
+from unmix.formats.lazy import Lazy, State, apply
+from unmix.formats.place import Place
+from unmix.formats.registry import Format
 from unmix.formats.settings import Settings
 
 RESCALE = "rescale_acts_by_decoder_norm"

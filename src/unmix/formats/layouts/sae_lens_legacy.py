@@ -18,9 +18,6 @@ from unmix.coder.config import CoderConfig
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import make_config
 from unmix.formats.keymap import Stored, read_state
-from unmix.formats.lazy import State, apply
-from unmix.formats.place import Place
-from unmix.formats.registry import Format
 from unmix.formats.layouts.sae_lens import both_files, generation
 from unmix.formats.layouts.sae_lens_parts import (
     AFFINE,
@@ -37,6 +34,9 @@ from unmix.formats.layouts.sae_lens_parts import (
     runner,
     statistics,
 )
+from unmix.formats.lazy import State, apply
+from unmix.formats.place import Place
+from unmix.formats.registry import Format
 from unmix.formats.settings import Settings
 
 _KEYMAPS: Mapping[str, tuple[Stored, ...]] = {

@@ -21,9 +21,9 @@ from unmix.formats.equivalents import origin, raw_gate, refuse
 from unmix.formats.folds import batchtopk_as_jumprelu, fold_input_bias, fold_scales, replace_config
 from unmix.formats.hook_names import to_transformer_lens
 from unmix.formats.keymap import Stored, write_state
-from unmix.formats.lazy import apply
 from unmix.formats.layouts.sae_lens import KINDS, RESCALE, SCALAR_RESCALE, temporal_keymap, temporal_scale
 from unmix.formats.layouts.sae_lens_parts import CFG, FREQUENCY, RUNNER, SPARSITY, WEIGHTS
+from unmix.formats.lazy import apply
 from unmix.formats.stores.writing import write_safetensors
 
 log = logging.getLogger("unmix")
