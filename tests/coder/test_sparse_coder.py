@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from unmix.coder import reference
 from unmix.coder.codes import Codes
 from unmix.coder.config import CoderConfig, Normalise, TopK
 from unmix.coder.identity import IdentityCoder
+from unmix.coder.native import load_native
 from unmix.coder.sparse_coder import SparseCoder
 from unmix.core.errors import ConfigError
 
@@ -215,3 +218,10 @@ def test_a_basis_that_is_none() -> None:
     """Neither a skewed one nor a part of one gives exact reconstructions."""
     with pytest.raises(ValueError, match="basis rows are not orthonormal"):
         IdentityCoder("layers.1", 2, torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+
+
+def test_a_coder_converts_itself(tmp_path: Path) -> None:
+    """`coder.convert` is `unmix.convert` on a coder in memory."""
+    coder = SparseCoder(CoderConfig(reads=("blocks.1.resid_post",), d_in=4, n_latents=6, activation=TopK(k=2))).eval()
+    coder.convert(tmp_path / "native", "native")
+    assert load_native(tmp_path / "native").hash() == coder.hash()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from jaxtyping import Float
@@ -235,6 +235,18 @@ class SparseCoder(nn.Module):
         from unmix.coder.native import save_native
 
         save_native(self, folder)
+
+    def convert(self, folder: str | Path, format: str) -> None:
+        """Write the coder to the new folder in another layout; see `unmix.convert`."""
+        from unmix.formats.loading import convert
+
+        convert(self, folder, format)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Put the coder into a repository on the hub, with a model card; see `unmix.formats.publishing.push_to_hub`."""
+        from unmix.formats.publishing import push_to_hub
+
+        return push_to_hub(self, repo_id, **options)
 
     def split_writes(self, output: Tensor, widths: list[int]) -> list[Tensor]:
         """The output cut into one part for each write hook."""
