@@ -12,6 +12,8 @@ PYTEST_ARGS ?=
 JOBS ?= 2
 TORCH ?= 2.13.0
 EXTRAS := data,parquet,viewer,dev
+# Pinned with the rest, and not installed: the tests put something small in its place.
+UNTESTED := wandb
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -61,7 +63,7 @@ peers: $(VENV)/.made ## the libraries that `make bench` can compare with, in an 
 constraints: ## resolve every extra afresh and write constraints.txt
 	@set -e; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
 	$(PYTHON) -m venv "$$work/venv"; echo "torch==$(TORCH)" > "$$work/torch.txt"; \
-	"$$work/venv/bin/python" -m pip install -qq $(INDEX) -c "$$work/torch.txt" '.[$(EXTRAS)]'; \
+	"$$work/venv/bin/python" -m pip install -qq $(INDEX) -c "$$work/torch.txt" '.[$(EXTRAS),$(UNTESTED)]'; \
 	{ echo "# Every package of every extra, resolved together: made by 'make constraints', not by hand."; \
 	  echo "# Local version suffixes (+cpu, +cu130) are cut, so that any build of the same torch will do."; \
 	  "$$work/venv/bin/python" -m pip freeze --exclude unmix | sed -e 's/+[A-Za-z0-9.]*$$//' | LC_ALL=C sort -f; \

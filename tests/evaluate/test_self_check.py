@@ -143,6 +143,26 @@ def test_a_wrong_hook_is_named_with_the_right_one(family: str, right: str, state
     assert found.others[0].tokens == found.tokens, "what is named was measured on every row"
 
 
+def test_without_a_published_fvu_a_much_better_hook_is_a_fault_too() -> None:
+    """Where much of the stream passes a layer unchanged, a coder one layer off is not bad enough to stand out."""
+    quiet = raw_model("gpt2")
+    with torch.no_grad():
+        for name, parameter in quiet.named_parameters():
+            if ".1." in name and "c_proj" in name:
+                parameter.mul_(1.0 if name.endswith("weight") else 0.3)
+    lm = LanguageModel(quiet.requires_grad_(False), "quiet")
+    x = lm.capture(TOKENS, ["blocks.0.resid_post"])["blocks.0.resid_post"][:, 1:].flatten(0, 1)
+    coder = fitted(x, "blocks.0.resid_post")
+    assert self_check(coder, lm, TOKENS).agrees
+    off = at_hooks(coder, ("blocks.1.resid_post",))
+    found = self_check(off, lm, TOKENS)
+    assert found.stated.fvu < 0.7, "nothing says that this is bad"
+    assert not found.agrees
+    assert found.disagreements[0].endswith("at blocks.0.resid_post")
+    assert found.causes[0].startswith("wrong hook: it fits blocks.0.resid_post, not blocks.1.resid_post")
+    assert self_check(off, lm, TOKENS, {"fvu": found.stated.fvu}).agrees, "its publisher measured the same"
+
+
 def test_the_search_reads_a_part_of_the_text_and_what_is_named_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from unmix.evaluate import self_check as room
 

@@ -38,7 +38,7 @@ def model_folder(tiny_tokenizer_folder: Path, tmp_path_factory: pytest.TempPathF
 def texts(prose: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of documents, one of them twice."""
     folder = tmp_path_factory.mktemp("texts")
-    for i, text in enumerate([*prose, prose[0]]):
+    for i, text in enumerate([prose[0], *prose]):
         (folder / f"{i:03d}.txt").write_text(text, encoding="utf-8")
     return folder
 

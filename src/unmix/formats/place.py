@@ -34,9 +34,11 @@ class Place:
     @property
     def hints(self) -> str:
         """The place as text with `/`: layouts without a config say layer, width and site in their folders' names."""
-        # A local folder is resolved, so that "." has names too; a fetched one is known by what was asked for.
-        written = self.shown if "://" in self.shown or self.shown.startswith("release:") else str(self.folder.resolve())
-        return written.replace("\\", "/") + (f"/{self.file}" if self.file and not written.endswith(self.file) else "")
+        # A local folder is resolved, so that "." has names too; a fetched one is known by what was asked for, and one
+        # of a release by where the release lies.
+        asked = str(self.origin.get("source") or self.shown)
+        written = (asked if "://" in asked else str(self.folder.resolve())).replace("\\", "/")
+        return written + (f"/{self.file}" if self.file and not written.endswith(self.file) else "")
 
     def has(self, *names: str) -> bool:
         """Whether the folder holds all of `names`, and the file that was named, if any, is one of them."""

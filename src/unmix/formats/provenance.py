@@ -19,7 +19,10 @@ def with_origin(draft: Draft, place: Place, format: str) -> Draft:
     if format.startswith("native"):
         return draft
     facts: dict[str, Any] = dict(place.origin.get("release") or {})
-    source = {"format": format, "place": place.shown, **{k: v for k, v in place.origin.items() if k != "place"}}
+    source = {"format": format, **place.origin}
+    if place.origin.get("scheme", "local") == "local":
+        # A path of this machine says nothing to whom the coder is given, and may say too much.
+        source["place"] = place.file or place.folder.name
     published = {k: facts[k] for k in ("l0", "fvu") if facts.get(k) is not None}
     training = {**draft.config.training, "source": source}
     if published:
