@@ -51,11 +51,12 @@ docs: $(VENV)/.developing ## the documentation as a site, in site/
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "documentation:  site/index.html"
 
-bench: $(VENV)/.developing $(VENV)/.weights ## speed of start-up, training (peers too, after `make peers`), capture, index
+bench: $(VENV)/.developing $(VENV)/.weights ## speed of start-up, training (peers too, after `make peers`), capture, index, loading
 	$(BIN)/python -m benchmarks.help_time
 	$(BIN)/python -m benchmarks.training_step
 	$(BIN)/python -m benchmarks.capture
 	$(BIN)/python -m benchmarks.index
+	$(BIN)/python -m benchmarks.loading --convert native
 
 peers: $(VENV)/.made ## the libraries that `make bench` can compare with, in an environment of their own
 	PYTHON=$(BIN)/python TORCH_INDEX=$(TORCH_INDEX) bash benchmarks/peers/setup.sh

@@ -1,8 +1,8 @@
 """From nothing to the first codes of a large coder on disk, and from one layout to another: time and memory.
 
-    python benchmarks/loading.py                       # jumprelu, 131,072 latents of 2,304 dimensions, SAELens' layout
-    python benchmarks/loading.py --latents 16384       # smaller
-    python benchmarks/loading.py --convert native      # and conversion to the native layout
+    python -m benchmarks.loading                       # jumprelu, 131,072 latents of 2,304 dimensions, SAELens' layout
+    python -m benchmarks.loading --latents 16384       # smaller
+    python -m benchmarks.loading --convert native      # and conversion to the native layout
 
 Each reading is a process of its own: it imports, loads, and encodes 64 tokens. Peers run in `.cache/peers`
 (`make peers`); without it they are left out. `read` reads the file's bytes once, as the least that anybody can do.

@@ -181,6 +181,10 @@ def test_one_tensor_under_two_names_is_measured_once() -> None:
     names = [r.reads[0] for r in found.others if r.steps == 1 and r.what.startswith("at ")]
     assert len(names) == len(set(names))
     assert "blocks.2.resid_pre" not in names, "that is blocks.1.resid_post"
+    assert "blocks.0.resid_post" in names, "and not blocks.1.resid_pre, the same in another coder's words"
+    assert "blocks.1.resid_pre" not in names
+    before = at_hooks(at("gpt2", "blocks.1.resid_post"), ("blocks.1.resid_pre",))
+    assert check(before, "gpt2").causes[0].startswith("wrong hook: it fits blocks.2.resid_pre, not blocks.1.resid_pre")
     assert not {"blocks.1.mlp_out", "blocks.1.mlp_out_post"} <= set(names)
 
 

@@ -101,7 +101,7 @@ def _coder_lines(name: str, described: Mapping[str, Any]) -> list[str]:
     return [line for label, text in facts for line in _line(label, text)]
 
 
-def check_lines(found: SelfCheck | None, where: Mapping[str, Any]) -> list[str]:
+def check_lines(found: SelfCheck | None, where: Mapping[str, Any], thorough: bool) -> list[str]:
     """The readings as a table, the verdict and its causes."""
     if found is None:
         return _line("self-check", "not measured: load refuses this coder")
@@ -110,14 +110,16 @@ def check_lines(found: SelfCheck | None, where: Mapping[str, Any]) -> list[str]:
         rows.append(("published", _figure(found.published.get("l0")), _figure(found.published.get("fvu"))))
     hooks = " + ".join(dict.fromkeys([*found.stated.reads[:2], *found.stated.writes[:2]]))
     rows.append((f"{found.stated.what} ({hooks})", _figure(found.stated.l0), _figure(found.stated.fvu)))
-    rows += [_row(reading) for reading in found.others[:_READINGS]]
+    # Without a cause it is a part of what is stated; other readings of a coder that agrees are of little interest.
+    others = [r for r in found.others if thorough or not found.agrees or not r.cause]
+    rows += [_row(reading) for reading in others[:_READINGS]]
     width = min(66, max(len(row[0]) for row in rows))
     table = [
         f"{'':<{width}}  {'L0':>8}  {'FVU':>8}",
         *(f"{_cut(a, width):<{width}}  {b:>8}  {c:>8}" for a, b, c in rows),
     ]
-    if len(found.others) > _READINGS:
-        table.append(f"… {len(found.others) - _READINGS} other readings fit worse")
+    if len(others) > _READINGS:
+        table.append(f"… {len(others) - _READINGS} more; --json has them all")
     text = f"on {where['model']}, {found.tokens:,} tokens of {where['text']} in contexts of {where['context']}"
     shown = _line("self-check", text)
     for row in table:

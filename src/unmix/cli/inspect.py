@@ -26,7 +26,8 @@ refuses, counts its NaN and infinities, and says why it is refused.
   --json           everything, as JSON
 
 With a language model it measures L0 and FVU there, and compares them with what was published. Where they do not agree
-it tries other readings of the same files (the hooks nearby, scales, folded norms) and names those that fit.
+it tries other readings of the same files (the hooks nearby, scales, folded norms) and names those that fit. Where no
+FVU was published, it looks at the hooks nearby in any case.
 
   --model MODEL    Hugging Face name or folder, GGUF file, builtin:smollm2; runs in float32
   --text SOURCE    file, folder, hf:NAME or builtin:python-docs (default)
@@ -67,7 +68,7 @@ def command(arguments: list[str]) -> int:
         code = 0 if found is not None and found.agrees else 1
         facts["self_check"] = None if found is None else found.model_dump()
         if not in_json:
-            sys.stdout.write("\n".join(check_lines(found, facts.get("measured_on", {}))) + "\n")
+            sys.stdout.write("\n".join(check_lines(found, facts.get("measured_on", {}), "thorough" in flags)) + "\n")
     if in_json:
         sys.stdout.write(json.dumps(facts, indent=2, default=str) + "\n")
     return code

@@ -204,7 +204,7 @@ def _nearby(hook: str, lm: LanguageModel, width: int, points: tuple[str, ...]) -
         return
     layer, own = int(match[1]), match[2]
     beside = [f"blocks.{layer + step}.{own}" for step in (-1, 1)]
-    others = [f"blocks.{near}.{point}" for near in (layer, layer - 1, layer + 1) for point in points]
+    others = [_as(own, near, point, lm.n_layers) for near in (layer, layer - 1, layer + 1) for point in points]
     seen = {_tensor(stated.name, lm)}
     for name in (*beside, *others):
         try:
@@ -214,6 +214,15 @@ def _nearby(hook: str, lm: LanguageModel, width: int, points: tuple[str, ...]) -
         if tensor not in seen and lm.width(name) == width:
             seen.add(tensor)
             yield name
+
+
+def _as(own: str, layer: int, point: str, n_layers: int) -> str:
+    """The name of a point; of the stream between two blocks, the one of its two names that the coder's own hook has."""
+    if own == "resid_post" and point == "resid_pre" and layer > 0:
+        return f"blocks.{layer - 1}.resid_post"
+    if own == "resid_pre" and point == "resid_post" and layer + 1 < n_layers:
+        return f"blocks.{layer + 1}.resid_pre"
+    return f"blocks.{layer}.{point}"
 
 
 def _tensor(name: str, lm: LanguageModel) -> object:
