@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lm.families import raw_model, some_tokens
 from unmix.coder import CoderConfig, CoderSet, SparseCoder
-from unmix.coder.config import BatchTopK, JumpReLU, Normalise, TopK
+from unmix.coder.config import BatchTopK, JumpReLU, Normalise, Temporal, TopK
 from unmix.core.errors import ConfigError, ModelError
 from unmix.core.policy import InputPolicy
 from unmix.evaluate.sampling import context_of, sample_tokens
@@ -400,6 +400,28 @@ def test_documents_that_are_kept_apart_stay_apart() -> None:
     centred = x - x.mean(0)
     left = float(torch.linalg.svdvals(centred)[RANK:].square().sum() / centred.square().sum())
     assert self_check(coder, model("gpt2"), tokens).stated.fvu == pytest.approx(left, rel=1e-3)
+
+
+def test_coders_that_look_at_the_tokens_before_see_whole_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows go through in chunks; none of them begins inside a context."""
+    from unmix.evaluate import self_check as room
+
+    monkeypatch.setattr(room, "_ROWS", 5)
+    hook, tokens = "blocks.1.resid_post", TOKENS
+    config = CoderConfig(
+        reads=(hook,), d_in=16, n_latents=32, input_policy=POLICY, pre_bias="tied",
+        activation=Temporal(k=4, n_heads=2, bottleneck=4, z_scale=1.0),
+    )  # fmt: skip
+    coder = SparseCoder(config, seed=3).eval().requires_grad_(False)
+    for name, parameter in coder.named_parameters():
+        if name.startswith("attn"):
+            parameter.normal_(std=0.3)
+    x = model("gpt2").capture(tokens, [hook])[hook][:, 1:]
+    out = coder(x).reconstruction
+    fvu = (x - out).square().sum() / (x - x.flatten(0, 1).mean(0)).square().sum()
+    found = self_check(coder, model("gpt2"), tokens, {"fvu": 1e9})
+    assert found.stated.fvu == pytest.approx(float(fvu), rel=1e-4)
+    assert len(self_check(coder, model("gpt2"), tokens).others) > 10, "other readings of it are measured too"
 
 
 def test_clear_errors() -> None:

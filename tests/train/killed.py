@@ -59,7 +59,7 @@ def arm(moment: str) -> None:
     """Set the trap: checkpoints fall on steps 7, 14, 21 and 28, log lines on every third step."""
     name, _, number = moment.partition("@")
     if name == "step":
-        after(Trainer, "step", int(number))
+        after(Trainer, "group_step", int(number))
     elif name == "saving":
         after(checkpoint, "save_file", int(number))
     elif name == "exchange":
@@ -86,7 +86,7 @@ def train(folder: Path, kind: str, moment: str) -> None:
     )  # fmt: skip
     trainer = Trainer(coder_config(kind, n=48), TensorSource(planted(400, 8, 12, 2)[0]), optim, folder, "key")
     trainer.run()
-    save_checkpoint(folder / "final", "key", trainer.coder, trainer.optimiser, trainer.state)
+    save_checkpoint(folder / "final", "key", {"": (trainer.coder, trainer.optimiser, trainer.state)})
 
 
 def main(root: Path, cases: list[str]) -> None:

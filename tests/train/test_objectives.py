@@ -17,6 +17,7 @@ from unmix.train.objectives import Step, Term, total
 from unmix.train.objectives.auxk import AuxK
 from unmix.train.objectives.mse import MSE
 from unmix.train.objectives.sparsity import L0, L1
+from unmix.train.objectives.specs import AuxKSpec, L0Spec, L1Spec, MseSpec
 from unmix.train.trainer import make_terms
 
 from .toys import coder_config
@@ -59,7 +60,7 @@ def test_mse(name: str) -> None:
     """mean ‖x − x̂‖² / variance."""
     coder, x = make_coder(name, 5, 12, 3), make_input(30, 5, "normal")
     plain = (x - dense_codes(coder, x) @ coder.W_dec - coder.b_dec).square().sum(-1).mean() / VARIANCE
-    assert_equal_in_value_and_gradients(MSE(), coder, make_step(coder, x), plain)
+    assert_equal_in_value_and_gradients(MSE(MseSpec(), coder.config), coder, make_step(coder, x), plain)
 
 
 @pytest.mark.parametrize("gate_space", ["raw", "decoder_norm"])
@@ -67,7 +68,7 @@ def test_l1(gate_space: str) -> None:
     """Mean over tokens of Σ f·‖w_dec‖; the decoder's norm learns too."""
     coder, x = make_coder("relu", 5, 12, gate_space=gate_space), make_input(30, 5, "normal")
     plain = (dense_codes(coder, x) * coder.W_dec.norm(dim=-1)).sum(-1).mean()
-    assert_equal_in_value_and_gradients(L1(0.1), coder, make_step(coder, x), plain)
+    assert_equal_in_value_and_gradients(L1(L1Spec(), coder.config), coder, make_step(coder, x), plain)
 
 
 @pytest.mark.parametrize("pre_bias", ["none", "tied", "own"])
@@ -75,17 +76,22 @@ def test_l1(gate_space: str) -> None:
 def test_l0(gate_space: str, pre_bias: str) -> None:
     """Mean Σ 1[g > θ] with ∂/∂θ = −(1/ε)·1[|g − θ| < ε/2] over positive entries, and no other gradient."""
     coder, x = make_coder("jumprelu", 5, 12, gate_space=gate_space, pre_bias=pre_bias), make_input(30, 5, "normal")
-    theta, bandwidth = coder.extra()["threshold"], 0.5
+    theta, bandwidth = coder.extra()["threshold"], 0.8
     bias = coder.input_bias()
     z = (x if bias is None else x - bias) @ coder.W_enc.T + coder.b_enc
     gate = z * coder.W_dec.norm(dim=-1) if gate_space == "decoder_norm" else z
     step = make_step(coder, x)
-    value = L0(0.1, bandwidth)(step)
+    value = L0(L0Spec(), coder.config)(step)
     torch.testing.assert_close(value, (gate > theta).double().sum(-1).mean())
     found = gradients(value, coder)
     near = ((gate - theta).abs() < bandwidth / 2) & (gate > 0)
     torch.testing.assert_close(found.pop("threshold"), -near.double().sum(0) / bandwidth / 30)
     assert not any(gradient.any() for gradient in found.values())
+
+
+def auxk(coder: SparseCoder, k: int) -> AuxK:
+    """The term with `k` dead latents a token."""
+    return AuxK(AuxKSpec(k=k), coder.config)
 
 
 def plain_auxk(coder: SparseCoder, x: Tensor, step: Step, dead: list[int], k: int) -> Tensor:
@@ -105,14 +111,14 @@ def test_auxk(k: int, pre_bias: str) -> None:
     coder, x = make_coder("topk-after", 5, 12, 3, pre_bias=pre_bias), make_input(30, 5, "normal")
     dead = [1, 4, 5, 10]
     step = make_step(coder, x, dead)
-    assert_equal_in_value_and_gradients(AuxK(1 / 32, k), coder, step, plain_auxk(coder, x, step, dead, k))
+    assert_equal_in_value_and_gradients(auxk(coder, k), coder, step, plain_auxk(coder, x, step, dead, k))
 
 
 def test_auxk_trains_the_dead_and_only_the_dead() -> None:
     """Encoder and decoder rows of dead latents; neither b_dec nor the living (the residual is detached)."""
     coder, x = make_coder("topk-after", 5, 12, 3), make_input(30, 5, "normal")
     dead = [1, 4, 5, 10]
-    found = gradients(AuxK(1 / 32, 2)(make_step(coder, x, dead)), coder)
+    found = gradients(auxk(coder, 2)(make_step(coder, x, dead)), coder)
     living = [i for i in range(12) if i not in dead]
     for name in ("W_enc", "b_enc", "W_dec"):
         assert found[name][dead].any(), name
@@ -123,13 +129,13 @@ def test_auxk_trains_the_dead_and_only_the_dead() -> None:
 def test_auxk_without_anything_to_explain_is_zero() -> None:
     """No dead latent; a residual that is the same for every token."""
     coder, x = make_coder("topk-after", 5, 12, 3), make_input(30, 5, "normal")
-    assert float(AuxK(1 / 32, 2)(make_step(coder, x))) == 0.0
+    assert float(auxk(coder, 2)(make_step(coder, x))) == 0.0
     step = make_step(coder, x, [1, 2])
     constant = Step(coder, step.x, step.reconstruction + 1, step.codes, step.reconstruction, VARIANCE, step.dead)
-    flat = AuxK(1 / 32, 2)(constant)
+    flat = auxk(coder, 2)(constant)
     assert bool(torch.isfinite(flat))
     zero = Step(coder, step.x, step.reconstruction, step.codes, step.reconstruction, VARIANCE, step.dead)
-    assert float(AuxK(1 / 32, 2)(zero)) == 0.0
+    assert float(auxk(coder, 2)(zero)) == 0.0
 
 
 def test_a_loss_that_is_no_number_from_auxk_alone_is_dropped() -> None:
@@ -137,18 +143,21 @@ def test_a_loss_that_is_no_number_from_auxk_alone_is_dropped() -> None:
     coder, x = make_coder("topk-after", 5, 12, 3), make_input(30, 5, "normal")
     with torch.no_grad():
         coder.W_dec[1] = 1e200
-    assert AuxK(1 / 32, 2)(make_step(coder, x, [1, 2])).item() == 0.0
+    assert auxk(coder, 2)(make_step(coder, x, [1, 2])).item() == 0.0
 
 
 def test_the_total_is_the_weighted_sum() -> None:
     """Values are reported unweighted."""
     coder, x = make_coder("relu", 5, 12), make_input(30, 5, "normal")
     step = make_step(coder, x, [2, 3])
-    terms: list[Term] = [MSE(), AuxK(0.25, 2), L1(3.0)]
+    terms: list[Term] = [
+        MSE(MseSpec(), coder.config), AuxK(AuxKSpec(weight=0.25, k=2), coder.config),
+        L1(L1Spec(weight=3.0), coder.config),
+    ]  # fmt: skip
     loss, values = total(terms, step)
     assert list(values) == ["mse", "auxk", "l1"]
     assert loss.item() == pytest.approx(values["mse"] + 0.25 * values["auxk"] + 3.0 * values["l1"])
-    assert values["l1"] == pytest.approx(L1(1.0)(step).item())
+    assert values["l1"] == pytest.approx(L1(L1Spec(), coder.config)(step).item())
 
 
 @pytest.mark.parametrize(
@@ -169,4 +178,4 @@ def test_k_aux_defaults_to_half_the_width() -> None:
     for config, k_aux in ((OptimConfig(), 5), (OptimConfig(k_aux=7), 7)):
         term = make_terms(coder_config(d=10), config)[1]
         assert isinstance(term, AuxK)
-        assert (term.k_aux, term.weight) == (k_aux, 1 / 32)
+        assert (term.k_aux, term.spec.weight) == (k_aux, 1 / 32)

@@ -121,7 +121,9 @@ def test_a_checkpoint_holds_all_of_the_state(tmp_path: Path) -> None:
 def test_the_first_checkpoint_is_not_written_before_it_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every `checkpoint_every` steps, and not after the last."""
     steps: list[int] = []
-    monkeypatch.setattr(trainer_module, "save_checkpoint", lambda *given: steps.append(given[-1].step))
+    monkeypatch.setattr(
+        trainer_module, "save_checkpoint", lambda *given: steps.extend(part[-1].step for part in given[-1].values())
+    )
     make_trainer(tmp_path, checkpoint_every=10).run()
     assert steps == [10, 20]
 

@@ -124,6 +124,9 @@ def test_a_crosscoder_reads_its_hooks_side_by_side(model_folder: Path, texts: Pa
     rows = next(found.activations(2))
     alone = found.lm.capture(next(found.batches(2)), list(hooks))
     assert torch.equal(rows[:, 16:], alone[HOOK][:, 1:].flatten(0, 1))
+    unsaid = saved(tmp_path / "d", reads=("input.0", "input.1"), d_in=32)
+    told = load_session(unsaid, model=str(model_folder), source=str(texts), hook=hooks, dtype="float32")
+    assert torch.equal(next(told.activations(2)), rows)
 
 
 def test_published_names_become_the_hubs(

@@ -12,8 +12,9 @@ import torch
 from unmix.coder.config import CoderConfig
 from unmix.core.errors import ConfigError, NonFiniteError
 from unmix.train.config import OptimConfig
+from unmix.train.learner import project_decoder_gradient
 from unmix.train.source import TensorSource
-from unmix.train.trainer import Trainer, project_decoder_gradient
+from unmix.train.trainer import Trainer
 
 from .toys import ACTIVATIONS, coder_config, make_trainer, planted
 
@@ -172,7 +173,7 @@ def test_numbers_that_are_none_stop_the_training(tmp_path: Path, kind: str, bad:
     with pytest.raises(NonFiniteError, match=r"^input: the loss is (nan|inf) at step 13 \(lr 0\.0008\)"):
         trainer.run()
     facts = json.loads((tmp_path / "checkpoint" / "checkpoint.json").read_text(encoding="utf-8"))
-    assert facts["step"] == 12
+    assert facts["coders"]["input"]["step"] == 12
     assert all(bool(torch.isfinite(p).all()) for p in trainer.coder.parameters())
 
 

@@ -9,7 +9,7 @@ the residual stream still explains most of it (FVU 0.08 in place of 0.05 at laye
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -151,8 +151,7 @@ def self_check_set(
     whole = Reconstruction(torch.cat([t.double().mean(0) for t in targets.values()]))
     single = {hook: Reconstruction(t.double().mean(0)) for hook, t in targets.items()}
     fired = 0
-    for start in range(0, bench.counted, _ROWS):
-        part = slice(start, start + _ROWS)
+    for part in bench.chunks():
         inputs = {hook: bench.inputs((hook,))[part].to(first.device) for hook in coders.reads}
         codes = coders.encode(inputs)
         fired += sum(int((own.values != 0).sum()) for own in codes.values())
@@ -258,6 +257,17 @@ class _Bench:
                 values.append(found[hook].cpu()[self.mask[some]].float())
         self._kept |= {hook: torch.cat(values) for hook, values in parts.items()}
 
+    def chunks(self) -> Iterator[slice]:
+        """About `_ROWS` rows at a time, whole contexts: some coders look at the tokens before."""
+        lengths = self.mask.sum(-1).tolist()
+        start = stop = 0
+        for length in lengths:
+            if stop > start and stop + length - start > _ROWS:
+                yield slice(start, stop)
+                start = stop
+            stop += length
+        yield slice(start, stop)
+
     def inputs(self, hooks: Sequence[str]) -> Float[Tensor, "rows d"]:
         """Activations of the hooks, concatenated, float32 on the CPU."""
         self.capture(hooks)
@@ -269,8 +279,7 @@ class _Bench:
         self.capture([*h.reads, *h.writes])
         x, target = self.inputs(h.reads), self.inputs(h.writes)
         metrics = LocalMetrics(coder, target.double().mean(0))
-        for start in range(0, len(x), _ROWS):
-            part = slice(start, start + _ROWS)
+        for part in self.chunks():
             metrics.update(x[part].to(coder.device), target[part].to(coder.device), self.contexts[part])
         l0, fvu = metrics.sparsity.result()["l0"], metrics.reconstruction.result()["fvu"]
         return Reading(h.what, h.reads, h.writes, _number(l0), _number(fvu), len(x), h.cause, h.steps)

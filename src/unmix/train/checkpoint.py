@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,24 +32,39 @@ class TrainState:
     variance: float
 
 
-def save_checkpoint(
-    folder: Path, key: str, coder: SparseCoder, optimiser: torch.optim.Optimizer, state: TrainState
-) -> None:
+@dataclass(frozen=True)
+class Saved:
+    """One coder of a checkpoint."""
+
+    config: CoderConfig
+    tensors: dict[str, Tensor]
+    state: TrainState
+
+
+Parts = Mapping[str, tuple[SparseCoder, torch.optim.Optimizer, TrainState]]
+
+
+def save_checkpoint(folder: Path, key: str, parts: Parts) -> None:
     """Replace the checkpoint in `folder`; the older one stays whole until the new one is."""
-    tensors = {f"coder.{name}": p.detach().contiguous() for name, p in coder.named_parameters()}
-    for name, p in coder.named_parameters():
-        for part, value in optimiser.state.get(p, {}).items():
-            tensors[f"adam.{part}.{name}"] = value.detach().contiguous()
-    tensors["tokens_since_fired"] = state.tokens_since_fired
+    tensors: dict[str, Tensor] = {}
+    facts: dict[str, Any] = {}
+    for name, (coder, optimiser, state) in parts.items():
+        for parameter, p in coder.named_parameters():
+            tensors[f"{name}/coder.{parameter}"] = p.detach().contiguous()
+            for part, value in optimiser.state.get(p, {}).items():
+                tensors[f"{name}/adam.{part}.{parameter}"] = value.detach().contiguous()
+        tensors[f"{name}/tokens_since_fired"] = state.tokens_since_fired
+        facts[name] = {
+            "step": state.step, "variance": state.variance.hex(), "coder": coder.config.model_dump(mode="json"),
+        }  # fmt: skip
     with atomic_folder(folder) as temp:
         save_file(tensors, temp / "state.safetensors")
-        facts = {"step": state.step, "variance": state.variance.hex(), "key": key}
-        write_json(temp / "checkpoint.json", {**facts, "coder": coder.config.model_dump(mode="json")})
+        write_json(temp / "checkpoint.json", {"key": key, "coders": facts})
         write_manifest(temp, KIND)
 
 
-def load_checkpoint(folder: Path, key: str) -> tuple[CoderConfig, dict[str, Tensor], TrainState] | None:
-    """The checkpoint's coder config, tensors and state, or None where there is none.
+def load_checkpoint(folder: Path, key: str) -> dict[str, Saved] | None:
+    """The coders of the checkpoint by name, or None where there is none.
 
     Raises `CorruptError` for a damaged file and `ResumeError` where it belongs to another config or data.
     """
@@ -61,8 +78,12 @@ def load_checkpoint(folder: Path, key: str) -> tuple[CoderConfig, dict[str, Tens
             f"choose another run folder or remove this one"
         )
     tensors = load_file(folder / "state.safetensors")
-    state = TrainState(facts["step"], tensors.pop("tokens_since_fired"), float.fromhex(facts["variance"]))
-    return build(CoderConfig, facts["coder"], source=str(folder)), tensors, state
+    found: dict[str, Saved] = {}
+    for name, fact in facts["coders"].items():
+        own = {k.removeprefix(f"{name}/"): t for k, t in tensors.items() if k.startswith(f"{name}/")}
+        state = TrainState(fact["step"], own.pop("tokens_since_fired"), float.fromhex(fact["variance"]))
+        found[name] = Saved(build(CoderConfig, fact["coder"], source=str(folder)), own, state)
+    return found
 
 
 def restore(coder: SparseCoder, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -8,7 +8,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from unmix.coder.config import CoderConfig, Normalise
 from unmix.core.config import Config, Count, build, operational
+from unmix.core.errors import ConfigError
 from unmix.core.policy import InputPolicy, ModelFingerprint
+from unmix.train.objectives.specs import AnyTerm, AuxKSpec, GateSpec, L0Spec, L1Spec, MseSpec
 
 Kind = Literal["topk", "batchtopk", "jumprelu", "relu"]
 
@@ -129,7 +131,9 @@ class OptimConfig(Config):
     dead_after: Count = Field(default=10_000_000, gt=0)
     """Tokens without firing after which a latent counts as dead."""
     sparsity: NonNegativeFloat = 0.0
-    """Weight of the sparsity penalty: L1 times decoder norm for relu, tanh-free L0 for jumprelu."""
+    """Weight of the activation's own penalty: l1 for relu, l0 for jumprelu, λ of the term gate for gated."""
+    objective: tuple[AnyTerm, ...] | None = None
+    """The loss as a list of terms; default: mse, auxk and the activation's own penalty, by the fields above."""
     init_rows: Count = Field(default=8192, gt=0)
     """Rows of the first sample that sets `b_dec` and the input scale."""
     seed: int = 0
@@ -140,4 +144,29 @@ class OptimConfig(Config):
     def _check(self) -> Self:
         if self.warmup + self.decay > 1:
             raise ValueError(f"warmup + decay is {self.warmup + self.decay:g}, at most 1")
+        if self.objective is not None:
+            names = [spec.term for spec in self.objective]
+            if not names or len(names) != len(set(names)):
+                raise ValueError(f"objective needs each term at most once, and one at least; found {names}")
+            said = [name for name in ("auxk", "k_aux", "sparsity") if name in self.model_fields_set]
+            if said:
+                raise ValueError(f"{said[0]} is a field of the objective's own term where an objective is given")
         return self
+
+
+def objective_of(kind: str, config: OptimConfig) -> tuple[AnyTerm, ...]:
+    """The terms of a coder whose activation is `kind`: those given, or the local default."""
+    if config.objective is not None:
+        return config.objective
+    terms: list[AnyTerm] = [MseSpec()]
+    if config.auxk > 0:
+        terms.append(AuxKSpec(weight=config.auxk, k=config.k_aux))
+    if kind == "gated":
+        terms.append(GateSpec(sparsity=config.sparsity))
+    elif config.sparsity > 0 and kind == "relu":
+        terms.append(L1Spec(weight=config.sparsity))
+    elif config.sparsity > 0 and kind == "jumprelu":
+        terms.append(L0Spec(weight=config.sparsity))
+    elif config.sparsity > 0:
+        raise ConfigError(f"sparsity is {config.sparsity:g}, but {kind} coders have no penalty: k sets their L0")
+    return tuple(terms)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -99,7 +99,7 @@ def load_session(
     name: str | None = None,
     model: str | LanguageModel | None = None,
     source: str | None = None,
-    hook: str | None = None,
+    hook: str | Sequence[str] | None = None,
     context: int | None = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
@@ -107,16 +107,16 @@ def load_session(
     """Model, coder and token stream from one saved coder, of any format (`place`, `format`, `name` as for `load`).
 
     The model, the text and the context length are those that its files name; `model` (a name, a folder or one that is
-    loaded), `source` (see `DataConfig`), `hook` and `context` say them instead. The text is looked for when it is first
-    read. `ConfigError` where nobody names the model or the hook, `ModelError` where the model cannot be loaded or the
-    coder does not fit it, and what `load` raises.
+    loaded), `source` (see `DataConfig`), `hook` (several for a crosscoder) and `context` say them instead. The text is
+    looked for when it is first read. `ConfigError` where nobody names the model or the hook, `ModelError` where the
+    model cannot be loaded or the coder does not fit it, and what `load` raises.
     """
     from unmix.formats import load
     from unmix.lm.splice import make_bindings
 
     coder = load(place, format, name)
     if hook is not None:
-        coder = at_hooks(coder, (hook,))
+        coder = at_hooks(coder, (hook,) if isinstance(hook, str) else tuple(hook))
     require_hooks(coder.name, coder.config.reads)
     lm = _model(coder, model, dtype, device)
     coder = coder.to(lm.device)

@@ -5,14 +5,34 @@ Every term sees one `Step` and returns one scalar. Local training is a list of t
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from unmix.coder.codes import Codes
+from unmix.coder.config import CoderConfig
 from unmix.coder.sparse_coder import SparseCoder
+from unmix.core.plugins import Registry
+from unmix.train.objectives.specs import TermSpec
+
+
+@dataclass(frozen=True)
+class ModelStep:
+    """What the language model said with and without the coder, at the positions that count."""
+
+    tokens: Tensor
+    """[batch, pos]."""
+    predicts: Tensor
+    """bool [batch, pos]: positions whose next token is predicted and counts."""
+    original: Tensor
+    """Logits of the model as it is [batch, pos, vocab], without gradients."""
+    spliced: Tensor
+    """Logits through the reconstruction [batch, pos, vocab]."""
+    later: Mapping[str, tuple[Tensor, Tensor]]
+    """By downstream hook: activations [rows, d] of the model as it is (no gradients), and spliced."""
 
 
 @dataclass(frozen=True)
@@ -30,25 +50,62 @@ class Step:
     """Mean squared distance of a target from the mean target, from the first sample: the unit of the loss."""
     dead: Tensor
     """Ids of dead latents [n_dead]."""
+    progress: float = 0.0
+    """Share of the training that is done, for annealing."""
+    model: ModelStep | None = None
+    """Where an objective looks at the spliced model."""
+
+    def fvu(self) -> float:
+        """The batch's fraction of variance unexplained."""
+        with torch.no_grad():
+            return float((self.target - self.reconstruction).square().sum(-1).mean() / self.variance)
 
 
 class Term(Protocol):
-    """One weighted part of the loss."""
+    """One weighted part of the loss. Built from its spec and the coder's config."""
 
     name: str
-    weight: float
+    spec: TermSpec
 
     def __call__(self, step: Step) -> Tensor:
         """The unweighted value, a scalar."""
         ...
 
 
-def total(terms: list[Term], step: Step) -> tuple[Tensor, dict[str, float]]:
-    """The weighted sum and each term's unweighted value."""
+OBJECTIVES = Registry(
+    "unmix.objectives",
+    "objective",
+    {
+        "mse": "unmix.train.objectives.mse:MSE",
+        "l1": "unmix.train.objectives.sparsity:L1",
+        "l0": "unmix.train.objectives.sparsity:L0",
+        "auxk": "unmix.train.objectives.auxk:AuxK",
+        "multi_topk": "unmix.train.objectives.multi_topk:MultiTopK",
+        "gate": "unmix.train.objectives.gate:Gate",
+        "kl": "unmix.train.objectives.model:KL",
+        "ce": "unmix.train.objectives.model:CE",
+        "downstream": "unmix.train.objectives.model:Downstream",
+    },
+)
+OF_MODEL = ("kl", "ce", "downstream")
+"""Terms that need the spliced model."""
+
+
+def make_term(spec: Any, coder: CoderConfig) -> Term:
+    """The term behind a spec. `ConfigError` where it means nothing for this coder."""
+    term: Term = OBJECTIVES.get(spec.term)(spec, coder)
+    return term
+
+
+def total(terms: Sequence[Term], step: Step) -> tuple[Tensor, dict[str, float]]:
+    """The weighted sum and each term's unweighted value; terms whose time has not come are left out."""
     loss = torch.zeros((), dtype=step.reconstruction.dtype, device=step.reconstruction.device)
     values: dict[str, float] = {}
     for term in terms:
+        factor = term.spec.weight * term.spec.ramp(step.progress)
+        if factor == 0:
+            continue
         value = term(step)
         values[term.name] = float(value.detach())
-        loss = loss + term.weight * value
+        loss = loss + factor * value
     return loss, values

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from unmix.coder.activations.selection import TopKSelector
+from unmix.coder.config import CoderConfig
 from unmix.coder.sparse import sparse_affine, sparse_decode
 from unmix.train.objectives import Step
+from unmix.train.objectives.specs import AuxKSpec
 
 
 class AuxK:
@@ -19,8 +21,9 @@ class AuxK:
 
     name = "auxk"
 
-    def __init__(self, weight: float, k_aux: int) -> None:
-        self.weight, self.k_aux = weight, k_aux
+    def __init__(self, spec: AuxKSpec, coder: CoderConfig) -> None:
+        self.spec = spec
+        self.k_aux = spec.k or max(1, coder.d_in // 2)
 
     def __call__(self, step: Step) -> Tensor:
         """Scalar."""

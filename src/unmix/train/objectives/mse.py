@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from unmix.coder.config import CoderConfig
 from unmix.train.objectives import Step
+from unmix.train.objectives.specs import MseSpec
 
 
 class MSE:
@@ -12,8 +14,8 @@ class MSE:
 
     name = "mse"
 
-    def __init__(self, weight: float = 1.0) -> None:
-        self.weight = weight
+    def __init__(self, spec: MseSpec, coder: CoderConfig) -> None:
+        self.spec = spec
 
     def __call__(self, step: Step) -> Tensor:
         """Scalar."""

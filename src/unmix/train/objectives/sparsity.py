@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unmix.coder.config import CoderConfig, JumpReLU
 from unmix.coder.sparse import pair_dots
+from unmix.core.errors import ConfigError
 from unmix.train.objectives import Step
+from unmix.train.objectives.specs import L0Spec, L1Spec
 
 
 class L1:
@@ -16,8 +19,8 @@ class L1:
 
     name = "l1"
 
-    def __init__(self, weight: float) -> None:
-        self.weight = weight
+    def __init__(self, spec: L1Spec, coder: CoderConfig) -> None:
+        self.spec = spec
 
     def __call__(self, step: Step) -> Tensor:
         """Scalar."""
@@ -30,8 +33,11 @@ class L0:
 
     name = "l0"
 
-    def __init__(self, weight: float, bandwidth: float) -> None:
-        self.weight, self.bandwidth = weight, bandwidth
+    def __init__(self, spec: L0Spec, coder: CoderConfig) -> None:
+        """`ConfigError` for a coder without thresholds."""
+        if not isinstance(coder.activation, JumpReLU):
+            raise ConfigError(f"the term l0 belongs to jumprelu coders, {coder.name} is {coder.activation.kind}")
+        self.spec, self.bandwidth = spec, coder.activation.bandwidth
 
     def __call__(self, step: Step) -> Tensor:
         """Scalar."""

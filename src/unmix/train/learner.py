@@ -1,0 +1,161 @@
+"""One coder under training: its weights, optimiser, counters and loss. The loop around it is the trainer's."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmix.coder.config import CoderConfig
+from unmix.coder.sparse import sparse_decode
+from unmix.coder.sparse_coder import SparseCoder
+from unmix.core.errors import NonFiniteError
+from unmix.train.checkpoint import Saved, TrainState, restore
+from unmix.train.config import OptimConfig
+from unmix.train.initialise import initialise
+from unmix.train.objectives import Step, Term, total
+from unmix.train.schedule import lr_factor
+from unmix.train.source import ActivationSource
+from unmix.train.spaces import inner_target
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """Figures of one step: loss, every term's unweighted value, L0, fraction of variance unexplained, dead count."""
+
+    step: int
+    loss: float
+    terms: dict[str, float]
+    l0: float
+    fvu: float
+    dead: int
+    lr: float
+
+    def record(self) -> dict[str, Any]:
+        """A flat JSON-able record."""
+        terms = {f"loss/{name}": value for name, value in self.terms.items()}
+        return {
+            "step": self.step, "loss": self.loss, "l0": self.l0, "fvu": self.fvu, "dead": self.dead, "lr": self.lr,
+            **terms,
+        }  # fmt: skip
+
+
+class Learner:
+    """Everything that changes while one coder is trained, and how a batch changes it."""
+
+    def __init__(
+        self, coder: SparseCoder, state: TrainState, config: OptimConfig, terms: list[Term], steps: int
+    ) -> None:
+        """`steps` is the length of the whole training, for schedules."""
+        self.coder, self.state, self.config, self.terms, self.steps = coder, state, config, terms, steps
+        self.optimiser = torch.optim.Adam(
+            [p for p in coder.parameters() if p.requires_grad], lr=config.lr, betas=config.betas, fused=True
+        )
+        coder.train()
+
+    @classmethod
+    def fresh(
+        cls, config: CoderConfig, source: ActivationSource, optim: OptimConfig, terms: list[Term], steps: int
+    ) -> Learner:
+        """First weights from the first rows of `source`."""
+        coder, variance = initialise(config, source, optim)
+        return cls(
+            coder, TrainState(0, torch.zeros(config.n_latents, dtype=torch.int64), variance), optim, terms, steps
+        )
+
+    @classmethod
+    def resumed(cls, saved: Saved, config: OptimConfig, terms: list[Term], steps: int) -> Learner:
+        """As the checkpoint left it."""
+        learner = cls(SparseCoder(saved.config), saved.state, config, terms, steps)
+        restore(learner.coder, learner.optimiser, saved.tensors)
+        return learner
+
+    def forward(self, x: Tensor, target: Tensor) -> Step:
+        """Encode and decode a batch of raw rows, in the coder's inner space."""
+        coder = self.coder
+        s, context = coder.prepare(x)
+        codes = coder.encoder.codes(coder, s, None)
+        y = sparse_decode(codes.values, coder.W_dec, codes.indices, codes.offsets) + coder.b_dec
+        if coder.config.skip:
+            y = y + s @ coder.W_skip.T
+        wanted = inner_target(coder.config, s, target, context)
+        dead = (self.state.tokens_since_fired >= self.config.dead_after).nonzero().squeeze(-1)
+        return Step(coder, s, wanted, codes, y, self.state.variance, dead, self.state.step / self.steps)
+
+    def loss(self, batch: Step) -> tuple[Tensor, dict[str, float]]:
+        """The weighted sum of the terms and each one's value. `NonFiniteError` where it is not a number."""
+        loss, values = total(self.terms, batch)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise self._not_finite("loss", value)
+        return loss, values
+
+    def clip(self) -> None:
+        """Project and clip the gradients that are there. `NonFiniteError` where they are not finite."""
+        if self.config.unit_norm:
+            project_decoder_gradient(self.coder)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.coder.parameters(), self.config.clip or math.inf))
+        if not math.isfinite(norm):
+            raise self._not_finite("gradient's norm", norm)
+
+    def apply(self, batch: Step, loss: float, values: dict[str, float]) -> StepMetrics:
+        """Take the optimiser's step for clipped gradients, and count what fired."""
+        factor = lr_factor(self.state.step, self.steps, self.config.warmup, self.config.decay)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.config.lr * factor
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.config.unit_norm:
+            normalise_decoder(self.coder)
+        self._count(batch)
+        return StepMetrics(
+            self.state.step, loss, values, float(batch.codes.l0().double().mean()),
+            values["mse"] if "mse" in values else batch.fvu(),
+            int(batch.dead.numel()), self.config.lr * factor,
+        )  # fmt: skip
+
+    def _not_finite(self, what: str, value: float) -> NonFiniteError:
+        return NonFiniteError(
+            f"{self.coder.name}: the {what} is {value} at step {self.state.step + 1} "
+            f"(lr {self.config.lr:g}); nothing of this step was saved. A lower --train.lr usually helps."
+        )
+
+    @torch.no_grad()
+    def _count(self, batch: Step) -> None:
+        fired = batch.codes.indices[batch.codes.values.detach() != 0].long()
+        self.state.tokens_since_fired += batch.codes.rows
+        self.state.tokens_since_fired[fired] = 0
+        if self.coder.config.activation.kind == "batchtopk":
+            update_threshold(self.coder, batch)
+        self.state.step += 1
+
+
+@torch.no_grad()
+def project_decoder_gradient(coder: SparseCoder) -> None:
+    """Take out of the decoder's gradient what points along each (unit) row."""
+    grad = coder.W_dec.grad
+    if grad is not None:
+        along = (grad * coder.W_dec).sum(-1, keepdim=True)
+        grad.addcmul_(coder.W_dec, along, value=-1)
+
+
+@torch.no_grad()
+def normalise_decoder(coder: SparseCoder) -> None:
+    """Decoder rows back to norm 1."""
+    coder.W_dec.div_(coder.W_dec.norm(dim=-1, keepdim=True).clamp_min(1e-12))
+
+
+@torch.no_grad()
+def update_threshold(coder: SparseCoder, batch: Step, momentum: float = 0.99) -> None:
+    """Running mean of the batch's smallest kept gate value (2412.06410 §3.2); the first such batch sets it."""
+    values = batch.codes.values
+    if values.numel() == 0:
+        return
+    scale = coder.gate_factor()
+    gate = values if scale is None else values * scale[batch.codes.indices.long()]
+    threshold = coder.extra()["threshold"]
+    smallest = gate.min()
+    threshold.copy_(smallest if threshold < 0 else momentum * threshold + (1 - momentum) * smallest)
