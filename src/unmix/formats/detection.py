@@ -11,7 +11,7 @@ from unmix.formats.registry import FORMATS, Format, format_of
 
 TENSORS = ("*.safetensors", "*.safetensors.index.json", "*.npz", "*.pt", "*.pth", "*.bin", "*.pkl", "*.pkl.gz")
 """Names that files of tensors go by."""
-_DEPTH = 4
+_DEPTH = 6
 """How far below a folder coders are looked for."""
 _OPENED = 4
 """Files that are opened to say why a place cannot be read."""
@@ -38,6 +38,8 @@ def choose_format(place: Place, format: str | None) -> Format:
         names = ", ".join(f.name for f in found)
         raise FormatError(f"{place.shown}: may be {names}; choose with format={found[0].name!r} (or another of these)")
     names = below(place)
+    if len(names) == 1:
+        raise FormatError(f"{place.shown}: holds no coder itself; name the one below it: {place.shown}/{names[0]}")
     if names:
         raise FormatError(
             f"{place.shown}: holds {len(names)} coders: {names_in(names)}; name one of these, or use load_all"
