@@ -145,7 +145,7 @@ def test_a_latent_page_from_the_table_and_along_the_list(page: Any, report: str,
     expect(page.locator(".number")).to_have_text(str(order[0]))
     expect(page.locator("h1")).to_have_text("the word “not” and other negations")
     expect(page.locator("nav .soft")).to_contain_text("1 of")
-    assert page.locator("li .t.hot").count() >= 20
+    expect(page.locator("li .t.hot").nth(19)).to_be_attached()  # waits for the windows, which come after the heading
     page.keyboard.press("j")
     expect(page.locator(".number")).to_have_text(str(order[1]))
     page.keyboard.press("k")
