@@ -1,6 +1,7 @@
 """One full optimiser step of a TopK coder: ours against the plain dense reference, and against peers where installed.
 
     python -m benchmarks.training_step [--rounds 12] [--shape 512,8192,32,4096] [--only ours,dense] [--json FILE]
+    python -m benchmarks.training_step --rounds 2 --shape 768,131072,32,4096 --only ours   # peak memory of a wide coder
 
 Peers run from the environment that `make peers` makes, each in a process of its own, on the same activations.
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 from benchmarks._timing import Spread, alternate, machine, speedup, table
 from benchmarks._worker import ROOT, Shape, Worker
+from benchmarks.steps.ours import share
 
 SHAPES = ("128,2048,32,4096", "512,8192,32,4096")
 PEERS = ROOT / ".cache" / "peers" / "bin" / "python"
@@ -34,6 +36,7 @@ class Entry:
 
 ENTRIES = (
     Entry("ours", "ours", peer=False),
+    Entry("ours exact", "ours", "exact", peer=False),
     Entry("dense", "dense", peer=False),
     Entry("SAELens", "sae_lens", "dense"),
     Entry("SAELens sparse", "sae_lens", "sparse"),
@@ -65,14 +68,14 @@ def measure(shape: Shape, entries: list[Entry], rounds: int, threads: int) -> di
     cpu = {name: worker.cpu[-rounds:] for name, worker in workers.items()}
     return {
         "shape": str(shape), "tokens": shape.tokens, "times": times, "cpu": cpu, "ended": ended,
-        "versions": versions, "absent": absent,
+        "versions": versions, "absent": absent, "share": share(shape, 3) if "ours" in workers else "",
     }  # fmt: skip
 
 
-def report(result: dict[str, Any]) -> str:
+def report(result: dict[str, Any], base: str = BASE) -> str:
     """The result as Markdown."""
     times, ended = result["times"], result["ended"]
-    base = BASE if BASE in times else next(iter(times))
+    base = base if base in times else next(iter(times))
     order = sorted(times, key=lambda name: Spread.of(times[name]).median)
     rows = [
         [
@@ -91,6 +94,7 @@ def report(result: dict[str, Any]) -> str:
     lines = [f"### {result['shape']}", "", table(header, rows), ""]
     lines += [f"- {name}: {', '.join(f'{k} {v}' for k, v in said['ready'].items())}, {said['threads']} threads"
               for name, said in result["versions"].items()]  # fmt: skip
+    lines += [f"- ours: {result['share']}"] if result["share"] else []
     lines += [f"- {name} did not start: {why}" for name, why in result["absent"].items()]
     return "\n".join(lines)
 
@@ -101,6 +105,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--shape", action="append", help="d,F,k,tokens (may be repeated)")
     parser.add_argument("--only", default="", help=f"some of: {', '.join(entry.name for entry in ENTRIES)}")
+    parser.add_argument("--base", default=BASE, help="whose time the first column is measured against")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's choice")
     parser.add_argument("--json", type=Path, help="write every single measurement here too")
     options = parser.parse_args()
@@ -116,7 +121,7 @@ def main() -> None:
         results.append(
             measure(Shape(*(int(part) for part in text.split(","))), entries, options.rounds, options.threads)
         )
-        print(report(results[-1]), flush=True)
+        print(report(results[-1], options.base), flush=True)
         print()
     if not PEERS.exists():
         print("The peers are not installed here: `make peers` makes their environment.")

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks._worker import Contestant, Shape, serve
+from benchmarks._worker import Contestant, Shape, activations, serve
 
 
 class Batches:
@@ -29,8 +29,9 @@ class Batches:
 
 
 def build(shape: Shape, variant: str, batches: Any) -> Contestant:
-    """A TopK coder with the trainer's own defaults."""
+    """A TopK coder with the trainer's own defaults. The variant says how encoders score: `auto` or `exact`."""
     import unmix
+    from unmix.coder.scoring import scoring
     from unmix.core.policy import InputPolicy
     from unmix.train.config import CoderSpec, OptimConfig
     from unmix.train.trainer import Trainer
@@ -44,7 +45,25 @@ def build(shape: Shape, variant: str, batches: Any) -> Contestant:
         trainer.coder.eval()
         return trainer.coder(x).reconstruction
 
-    return Contestant(lambda i: trainer.step(), reconstruct, {"unmix": unmix.__version__})
+    def step(i: int) -> None:
+        with scoring("exact" if variant == "exact" else "auto"):
+            trainer.step()
+
+    return Contestant(step, reconstruct, {"unmix": unmix.__version__, "scoring": variant or "auto"})
+
+
+def share(shape: Shape, steps: int) -> str:
+    """How many of the rows that a training scores in bfloat16 have to be scored again in float32."""
+    from unmix.coder.scoring import tally
+
+    batches = activations(shape)[:-1]
+    contestant = build(shape, "", batches)
+    with tally() as counted:
+        for i in range(steps):
+            contestant.step(i)
+    if not counted.rows:
+        return "scored in float32 throughout"
+    return f"{100 * counted.again / counted.rows:.1f} % of the rows scored again in float32, over {steps} steps"
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from unmix.lm.load import load_model
     from unmix.run.config import RunConfig, TrainConfig
     from unmix.run.public import run, train, view
+    from unmix.train.anything import train_on
     from unmix.train.session import load_session
 
 _NAMES = {
@@ -56,13 +57,14 @@ _NAMES = {
     "run": "unmix.run.public",
     "train": "unmix.run.public",
     "view": "unmix.run.public",
+    "train_on": "unmix.train.anything",
     "load_session": "unmix.train.session",
 }
 
 __all__ = [
     "Ablate", "Add", "Clamp", "CoderConfig", "CoderSet", "Codes", "IdentityCoder", "InputPolicy", "Multiply",
     "RunConfig", "Set", "SparseCoder", "TrainConfig", "__version__", "convert", "evaluate", "explain", "inspect",
-    "load", "load_all", "load_model", "load_session", "open_index", "run", "score", "train", "view",
+    "load", "load_all", "load_model", "load_session", "open_index", "run", "score", "train", "train_on", "view",
 ]  # fmt: skip
 
 _CALLABLE = ("evaluate", "explain", "run", "train")

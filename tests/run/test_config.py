@@ -47,10 +47,10 @@ def test_built_in_runs_are_valid(name: str) -> None:
         ({"coder": {"hook": "x", "k": 0}}, "coder.k: Input should be greater than 0"),
         (
             {"coder": {"hook": "x", "activation": "relu", "k": 4}},
-            "k belongs to topk and batchtopk; activation is 'relu'",
+            "k belongs to topk, batchtopk and groupmax; activation is 'relu'",
         ),
-        ({"coder": {"hook": "x", "threshold": 0.1}}, "threshold belongs to jumprelu; activation is 'topk'"),
-        ({"train": {"sparsity": 0.1}}, "sparsity belongs to relu and jumprelu; coder.activation is 'topk'"),
+        ({"coder": {"hook": "x", "threshold": 0.2}}, "threshold belongs to jumprelu; activation is 'topk'"),
+        ({"train": {"sparsity": 0.1}}, "sparsity belongs to relu, jumprelu and gated; coder.activation is 'topk'"),
         ({"train": {"warmup": 0.8, "decay": 0.5}}, r"warmup \+ decay is 1\.3, at most 1"),
         ({"explain": {"scorers": []}}, "explain: at least one scorer is needed"),
         ({"explain": {"explainers": ["ngramm"]}}, "unknown explainer 'ngramm'. Did you mean 'ngram'"),

@@ -2,6 +2,7 @@
 
 A case is `KIND:MOMENT[:MOMENT …]`: one child after another dies at its moment, the last one runs to the end. Writes
 `FOLDER/CASE/final/` (a checkpoint) and `FOLDER/CASE/metrics.jsonl`. One process imports torch once for all of them.
+Kinds are activations, optimisers, and `group`: three coders on one stream.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from unmix.core import atomic
 from unmix.train import checkpoint, metrics_log
 from unmix.train.checkpoint import save_checkpoint
 from unmix.train.config import OptimConfig
+from unmix.train.feeds import RowFeed
 from unmix.train.source import TensorSource
-from unmix.train.trainer import Trainer
+from unmix.train.trainer import GroupTrainer, Job
 
 from .toys import coder_config, planted
+
+OPTIMISERS = ("signum", "schedule_free", "muon")
 
 
 def die() -> None:
@@ -48,6 +52,20 @@ def after(owner: Any, name: str, calls: int, run: bool = True) -> None:
     setattr(owner, name, counted)
 
 
+def in_call(number: int) -> None:
+    """Die when the `number`-th Python function is entered: between any two lines of the loop."""
+    seen = 0
+
+    def count(frame: Any, event: str, arg: Any) -> None:
+        nonlocal seen
+        if event == "call":
+            seen += 1
+            if seen == number:
+                die()
+
+    sys.setprofile(count)
+
+
 def half_a_line(self: metrics_log.MetricsLog, record: dict[str, Any]) -> None:
     """The disk took the beginning of a line only."""
     with self.path.open("a", encoding="utf-8") as handle:
@@ -59,41 +77,57 @@ def arm(moment: str) -> None:
     """Set the trap: checkpoints fall on steps 7, 14, 21 and 28, log lines on every third step."""
     name, _, number = moment.partition("@")
     if name == "step":
-        after(Trainer, "group_step", int(number))
+        after(GroupTrainer, "group_step", int(number))
     elif name == "saving":
         after(checkpoint, "save_file", int(number))
-    elif name == "exchange":
-        after(atomic, "_exchange", int(number))
-    elif name == "unexchanged":
-        after(atomic, "_exchange", int(number), run=False)
+    elif name == "renamed":
+        after(atomic, "_take_place", int(number))
+    elif name == "unrenamed":
+        after(atomic, "_take_place", int(number), run=False)
+    elif name == "forgetting":
+        after(checkpoint.shutil, "rmtree", int(number), run=False)
+    elif name == "call":
+        in_call(int(number))
     elif name == "manifest":
         after(checkpoint, "write_manifest", int(number), run=False)
-    elif name == "gap":
-        atomic._exchange = lambda one, other: False
-        after(Path, "rename", int(number))
     elif name == "line":
         metrics_log.MetricsLog.write = half_a_line
     elif name != "never":
         raise ValueError(moment)
 
 
+def jobs_of(kind: str) -> dict[str, Job]:
+    """What a kind trains."""
+    common: dict[str, Any] = {
+        "batch": 32, "tokens": 960, "init_rows": 64, "lr": 5e-3, "checkpoint_every": 7, "log_every": 3,
+        "dead_after": 64,
+    }  # fmt: skip
+    if kind == "group":
+        one = jobs_of("topk")["topk"]
+        two = jobs_of("jumprelu")["jumprelu"]
+        small = OptimConfig(**{**common, "seed": 4, "lr": 1e-3, "optimiser": "signum"})
+        return {"one": one, "two": two, "three": Job(coder_config("batchtopk", n=20, name="three"), small)}
+    if kind in OPTIMISERS:
+        own = {"optimiser": kind, **({"unit_norm": False} if kind == "schedule_free" else {})}
+        return {kind: Job(coder_config("topk", n=48), OptimConfig(**common, **own))}
+    sparsity = 0.01 if kind in ("relu", "jumprelu") else 0.0
+    return {kind: Job(coder_config(kind, n=48), OptimConfig(**common, sparsity=sparsity))}
+
+
 def train(folder: Path, kind: str, moment: str) -> None:
     """One child's life."""
     arm(moment)
-    optim = OptimConfig(
-        batch=32, tokens=960, init_rows=64, lr=5e-3, checkpoint_every=7, log_every=3, dead_after=64,
-        sparsity=0.01 if kind in ("relu", "jumprelu") else 0.0,
-    )  # fmt: skip
-    trainer = Trainer(coder_config(kind, n=48), TensorSource(planted(400, 8, 12, 2)[0]), optim, folder, "key")
+    trainer = GroupTrainer(jobs_of(kind), RowFeed(TensorSource(planted(400, 8, 12, 2)[0])), folder, "key")
     trainer.run()
-    save_checkpoint(folder / "final", "key", {"": (trainer.coder, trainer.optimiser, trainer.state)})
+    save_checkpoint(folder / "final", "key", trainer.parts())
 
 
 def main(root: Path, cases: list[str]) -> None:
     """Every case, each child in a process of its own."""
     torch.set_num_threads(1)
     os.fsync = lambda fd: None  # the disk is slow, and a killed process loses nothing that it wrote
-    train(root / "warm", "topk", "never")  # what torch imports late, once for all children
+    for kind in ("topk", "muon"):
+        train(root / f"warm-{kind}", kind, "never")  # what torch imports late, once for all children
     for case in cases:
         kind, *moments = case.split(":")
         for moment in [*moments, "never"]:

@@ -15,8 +15,9 @@ from unmix.coder.sparse_coder import SparseCoder
 from unmix.train.config import OptimConfig
 from unmix.train.objectives import Step, Term, total
 from unmix.train.objectives.auxk import AuxK
+from unmix.train.objectives.l0 import L0
+from unmix.train.objectives.l1 import L1
 from unmix.train.objectives.mse import MSE
-from unmix.train.objectives.sparsity import L0, L1
 from unmix.train.objectives.specs import AuxKSpec, L0Spec, L1Spec, MseSpec
 from unmix.train.trainer import make_terms
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from dataclasses import replace
@@ -70,6 +71,15 @@ def test_the_page_is_small_and_loads_nothing_from_elsewhere(report: Path) -> Non
     assert "script-src &#x27;self&#x27; file:" in text
     assert "unsafe" not in text
     assert not re.search(r"<script(?! src=)", text)
+
+
+def test_training_curves_stand_below_the_app(tmp_path: Path) -> None:
+    """As an image inside the page, so that nothing else has to be there and nothing in it can run."""
+    write_report(make_report_data(30, 10, 12), tmp_path / "report", "<svg><script>1</script></svg>")
+    text = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    found = re.search(r'<img alt="[^"]+" src="data:image/svg\+xml;base64,([^"]+)">', text)
+    assert found is not None
+    assert base64.b64decode(found[1]) == b"<svg><script>1</script></svg>"
 
 
 def test_a_hostile_name_is_text() -> None:

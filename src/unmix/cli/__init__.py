@@ -27,6 +27,8 @@ COMMANDS = {
     "inspect": "what a coder is: shapes, hooks, activation, norms, health",
     "convert": "write a coder in another format",
     "releases": "published coders that can be loaded by name",
+    "plan": "memory, messages, time and cost of a training, before it starts",
+    "lm-train": "a small language model of one's own, from text",
     "verify": "check every hash of a coder, index, report or run",
 }
 
@@ -67,7 +69,7 @@ def _guarded(arguments: list[str], debug: bool) -> int:
         name = arguments[0]
         if name not in COMMANDS:
             raise ConfigError(f"unknown command {name!r}. {did_you_mean(name, COMMANDS)}")
-        module = importlib.import_module(f"unmix.cli.{name}")
+        module = importlib.import_module(f"unmix.cli.{name.replace('-', '_')}")
         code: int = module.command(arguments[1:])
         return code
     except UnmixError as error:
@@ -75,9 +77,13 @@ def _guarded(arguments: list[str], debug: bool) -> int:
             raise
         sys.stderr.write(f"unmix: {error}\n")
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if debug:
             raise
+        # torchrun stops the others as soon as one rank is gone, while they still say so themselves.
+        if isinstance(stop.__context__, UnmixError):
+            sys.stderr.write(f"unmix: {stop.__context__}\n")
+            return stop.__context__.exit_code
         sys.stderr.write("unmix: interrupted; what was finished is kept, the same command goes on from there\n")
         return 130
     except BrokenPipeError:

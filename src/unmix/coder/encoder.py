@@ -51,7 +51,8 @@ class AffineEncoder:
 
     sequential = False
 
-    def __init__(self, config: object) -> None:
+    def __init__(self, config: Any) -> None:
+        self.config = config
         self.rule = make_activation(config)
 
     def parameters(self, n_latents: int) -> dict[str, Tensor]:

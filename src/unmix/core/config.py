@@ -87,7 +87,10 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
             if not rest or rest[0].startswith("--"):
                 raise ConfigError(f"--{key} needs a value")
             value = rest.pop(0)
-        pairs[key.replace("-", "_")] = value
+        first, *names = key.split(".")
+        # Fields may be written with dashes; what stands between may be a name that has some.
+        last = [names.pop().replace("-", "_")] if names else []
+        pairs[".".join([first.replace("-", "_"), *names, *last])] = value
     return pairs
 
 

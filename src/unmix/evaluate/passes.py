@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
 from unmix.core.errors import ModelError
@@ -30,8 +29,7 @@ class Passes:
     @classmethod
     def over(cls, lm: LanguageModel, writes: Sequence[str]) -> Passes:
         """Passes for coders that write at these canonical hooks."""
-        inside = all(name == "embeddings" or name.startswith("blocks.") for name in writes)
-        return cls(lm, lm.is_transformers and inside)
+        return cls(lm, lm.ends_in_stream(writes))
 
     @torch.no_grad()
     def run(
@@ -58,18 +56,3 @@ class Passes:
             return self.lm.unembed(stream[batch.to(stream.device), position.to(stream.device)])
 
         return rows
-
-
-def put(values: Tensor, mask: Bool[Tensor, "batch pos"]) -> Edit:
-    """An edit that puts `values` ([n, d] in the order of the mask's true positions, or [d] for all) there.
-
-    Masked positions keep their activation.
-    """
-    where = mask.to(values.device)
-
-    def edit(x: Tensor) -> Tensor:
-        new = x.clone()
-        new[where] = values.to(x.dtype)
-        return new
-
-    return edit

@@ -21,8 +21,9 @@ from unmix.data.config import Role
 from unmix.evaluate.contexts import Batch, Contexts, as_contexts, choose, read_batch
 from unmix.evaluate.evaluation import Evaluation
 from unmix.evaluate.local import LocalMetrics, Rows, local_metrics
-from unmix.evaluate.passes import Passes, put
+from unmix.evaluate.passes import Passes
 from unmix.evaluate.settings import Options, Scope, settings_of
+from unmix.lm.forward import put
 from unmix.lm.model import LanguageModel
 from unmix.lm.splice import Binding, make_bindings
 from unmix.metrics.intervals import Estimate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -140,8 +140,11 @@ def run(
     cache: Any = None,
     use_cache: bool = False,
     last_only: bool = False,
+    skip: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor | None, Any]:
     """Run the model on prepared inputs with the handlers that `prepare` attaches; (logits, cache).
+
+    `skip`: modules left out by path, and what each gives instead (see `unmix.lm.start`).
 
     `documents` [batch, pos]: tokens attend only inside their own document and positions restart in each. With
     `logits=False` the pass ends at the last handler's site. `last_only` asks for the last position's logits.
@@ -160,7 +163,8 @@ def run(
         if last_only and "logits_to_keep" in lm.forward_parameters:
             keywords["logits_to_keep"] = 1
     output: Any = None
-    with current.running():
+    current.skipped = dict(skip or {})
+    with current.dispatcher.skipping(list(current.skipped)), current.running():
         output = lm.model(*arguments, **keywords)
     current.check_seen()
     return _logits(output), getattr(output, "past_key_values", None)
@@ -197,3 +201,18 @@ def select_positions(x: Tensor, positions: Tensor | Sequence[int] | None) -> Ten
     chosen = positions if isinstance(positions, Tensor) else torch.tensor(positions, dtype=torch.int64)
     chosen = chosen.to(x.device)
     return x[chosen] if chosen.dtype == torch.bool else x[:, chosen]
+
+
+def put(values: Tensor, mask: Bool[Tensor, "batch pos"]) -> Edit:
+    """An edit that puts `values` ([n, d] in the order of the mask's true positions, or [d] for all) there.
+
+    Masked positions keep their activation. Gradients flow to `values`.
+    """
+    where = mask.to(values.device)
+
+    def edit(x: Tensor) -> Tensor:
+        new = x.clone()
+        new[where] = values.to(x.dtype)
+        return new
+
+    return edit

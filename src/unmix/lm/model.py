@@ -212,13 +212,14 @@ class LanguageModel:
         documents: Any = None,
         *,
         logits: bool = True,
+        skip: Mapping[str, Tensor] | None = None,
     ) -> RunOutput:
         """One pass with activations replaced: the low-level splice. Gradients follow the caller's grad mode.
 
         `edits` maps a hook to a function from its activation [batch, pos, d] to a replacement of that shape (any
         dtype). A hook in `capture` gives the activation as it flows on, after edits. With `logits=False` the pass
         ends after the last hook; `run(..., capture=[lm.last_hook], logits=False)` with `unembed` on slices avoids
-        holding [batch, pos, vocab] whole.
+        holding [batch, pos, vocab] whole. `skip`: what `unmix.lm.start` gives for a pass that starts in the middle.
         """
         edited: dict[Hook, Edit] = {}
         for spec, edit in (edits or {}).items():
@@ -234,7 +235,7 @@ class LanguageModel:
             for spec, hook in wanted.items():
                 attach_read(current, hook, lambda x, spec=spec: activations.__setitem__(spec, x))
 
-        found, _ = run(self, as_inputs(self, inputs), prepare, documents=documents, logits=logits)
+        found, _ = run(self, as_inputs(self, inputs), prepare, documents=documents, logits=logits, skip=skip)
         return RunOutput(found, activations)
 
     def spliced_logits(
@@ -258,6 +259,11 @@ class LanguageModel:
         scale, cap = arch.quirks.logit_multiplier, arch.quirks.final_logit_softcapping
         logits = logits if scale is None else logits * scale
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def ends_in_stream(self, writes: Sequence[str]) -> bool:
+        """Whether `unembed` of the stream after the last block gives the logits, where hooks `writes` are replaced."""
+        inside = all(name == "embeddings" or name.startswith("blocks.") for name in writes)
+        return self.is_transformers and inside
 
     @property
     def unembedding(self) -> Float[Tensor, "vocab d"]:

@@ -7,6 +7,7 @@ threads that serve requests side by side never see each other's edits, and an ex
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -94,6 +95,8 @@ class Pass:
         self.dispatcher = dispatcher
         self.shape = None if shape is None else tuple(shape)
         self.stop = False
+        self.skipped: dict[str, Tensor] = {}
+        """Modules left out by path (see `Dispatcher.skipping`), and what each gives instead."""
         self._writers: dict[Site, list[Handler]] = {}
         self._readers: dict[Site, list[Handler]] = {}
         self._pending: set[Site] = set()
@@ -163,6 +166,7 @@ class Dispatcher:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._installed: set[Site] = set()
+        self._skippable: dict[str, tuple[int, Any]] = {}
         self._lock = threading.Lock()
 
     def module(self, path: str) -> nn.Module:
@@ -185,6 +189,48 @@ class Dispatcher:
             else:
                 module.register_forward_hook(self._output_hook(site), with_kwargs=False)
             self._installed.add(site)
+
+    @contextmanager
+    def skipping(self, paths: Sequence[str]) -> Generator[None]:
+        """Let passes leave out the modules at `paths` while inside; other threads' passes run them as ever.
+
+        Each module's `forward` is shadowed by one that asks the pass first, and comes back with the last that leaves.
+        """
+        try:
+            for path in paths:
+                self._shadow(path)
+            yield
+        finally:
+            for path in paths:
+                self._unshadow(path)
+
+    def _shadow(self, path: str) -> None:
+        with self._lock:
+            module = self.module(path)
+            users, before = self._skippable.get(path, (0, module.__dict__.get("forward")))
+            self._skippable[path] = (users + 1, before)
+            if users:
+                return
+            inner = module.forward
+
+            @functools.wraps(inner)
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                current = _RUNNING.get()
+                if current is None or current.dispatcher is not self or path not in current.skipped:
+                    return inner(*args, **kwargs)
+                return current.skipped[path]
+
+            module.__dict__["forward"] = forward
+
+    def _unshadow(self, path: str) -> None:
+        with self._lock:
+            users, before = self._skippable.pop(path, (1, None))
+            if users > 1:
+                self._skippable[path] = (users - 1, before)
+            elif before is None:
+                self.module(path).__dict__.pop("forward", None)
+            else:
+                self.module(path).__dict__["forward"] = before
 
     def _current(self, site: Site) -> Pass | None:
         current = _RUNNING.get()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -10,14 +11,19 @@ from pydantic import Field, PositiveInt, model_validator
 
 from unmix.core.config import Config, Count, apply_overrides, build, operational, read_yaml
 from unmix.core.errors import ConfigError, did_you_mean
+from unmix.core.seeds import slug
 from unmix.data.config import DataConfig
 from unmix.explain.explainers import EXPLAINERS
 from unmix.explain.scorers import SCORERS
-from unmix.train.config import CoderSpec, OptimConfig
+from unmix.train.config import PICKING, CoderSpec, OptimConfig
+from unmix.train.parallel.config import ParallelConfig
+from unmix.train.plan import PlanConfig
 
 BUILTIN = "builtin:"
 RUN_FILE = "run.yaml"
-SHORTHANDS = {"model": "model.name", "data": "data.source", "hook": "coder.hook"}
+SHORTHANDS = {
+    "model": "model.name", "data": "data.source", "hook": "coder.hook", "on_nonfinite": "train.on_nonfinite",
+}  # fmt: skip
 """Flags that are short for a dotted field."""
 
 
@@ -42,6 +48,8 @@ class CaptureConfig(Config):
     """Leave the cache on disk when the run is finished."""
     batch: PositiveInt = 16
     """Contexts in a forward pass."""
+    ahead: bool = operational(True)
+    """Make the next rows in a thread of their own while the coder learns from these."""
 
 
 class EvaluateConfig(Config):
@@ -103,25 +111,70 @@ class ReportConfig(Config):
     """Tokens shown before and after the strongest one."""
 
 
+class OneOfMany(CoderSpec):
+    """One of several coders of a run."""
+
+    train: dict[str, Any] = {}
+    """Fields of the section `train` that are this coder's own."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One coder of a run with what it is trained by."""
+
+    name: str
+    spec: CoderSpec
+    train: OptimConfig
+
+
 class TrainConfig(Config):
     """Model, text, coder and optimiser: what `unmix.train` needs."""
 
     model: ModelSpec
     data: DataConfig = DataConfig()
-    coder: CoderSpec
+    coder: CoderSpec | None = None
+    coders: dict[str, OneOfMany] = {}
+    """Several coders by name, instead of `coder`: one stream of activations trains them side by side."""
     capture: CaptureConfig = CaptureConfig()
     train: OptimConfig = OptimConfig()
+    parallel: ParallelConfig = operational(ParallelConfig())
+    """The mesh of a training started by `torchrun`."""
+    plan: PlanConfig = operational(PlanConfig())
+    """What `unmix plan` reckons with."""
     seed: int = 0
     out: Path | None = operational(None)
     """The run folder; default: `runs/` and the name of the run file."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.train.sparsity > 0 and self.coder.activation in ("topk", "batchtopk"):
-            raise ValueError(
-                f"train.sparsity belongs to relu and jumprelu; coder.activation is {self.coder.activation!r}"
-            )
+        if (self.coder is None) == (not self.coders):
+            raise ValueError("coder: missing; a run has one coder, or several by name under coders, and not both")
+        for name in self.coders:
+            if slug(name) != name:
+                raise ValueError(f"coders.{name}: a coder's name is a folder's; try {slug(name)!r}")
+        for member in self.members().values():
+            where = f"coders.{member.name}" if self.coders else "coder"
+            if member.train.sparsity > 0 and member.spec.activation in PICKING:
+                raise ValueError(
+                    f"train.sparsity belongs to relu, jumprelu and gated; "
+                    f"{where}.activation is {member.spec.activation!r}"
+                )
         return self
+
+    def members(self) -> dict[str, Member]:
+        """Every coder of the run by its name: its own, its key, or a slug of the hook as the run file writes it.
+
+        `ConfigError` for a field of its own that the section `train` does not have.
+        """
+        if self.coder is not None:
+            name = slug(self.coder.name or self.coder.reads[0])
+            return {name: Member(name, self.coder, self.train)}
+        shared = self.train.model_dump(mode="json", exclude_unset=True)
+        found: dict[str, Member] = {}
+        for name, spec in self.coders.items():
+            own = build(OptimConfig, {**shared, **spec.train}, source=f"coders.{name}.train")
+            found[name] = Member(name, spec, own)
+        return found
 
 
 class RunConfig(TrainConfig):
@@ -156,11 +209,25 @@ def builtin_runs() -> list[str]:
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
-def load_run(place: str, overrides: dict[str, str] | None = None) -> RunConfig:
-    """The validated config of a run file with overrides applied, its folder filled in."""
-    tree, source = run_tree(place)
-    dotted = {SHORTHANDS.get(key, key): value for key, value in (overrides or {}).items()}
-    tree = apply_overrides(tree, dotted)
+def run_with(place: str, overrides: dict[str, str] | None = None) -> tuple[dict[str, Any], Path]:
+    """The fields of a run file with overrides applied, not validated yet, and the run's folder."""
+    tree, _ = run_tree(place)
+    tree = apply_overrides(tree, {SHORTHANDS.get(key, key): value for key, value in (overrides or {}).items()})
     if not tree.get("out"):
         tree["out"] = str(Path("runs") / Path(place.removeprefix(BUILTIN)).stem)
-    return build(RunConfig, tree, source=source)
+    return tree, Path(str(tree["out"]))
+
+
+def load_run(place: str, overrides: dict[str, str] | None = None) -> RunConfig:
+    """The validated config of a run file with overrides applied, its folder filled in."""
+    tree, _ = run_with(place, overrides)
+    return build(RunConfig, tree, source=run_tree(place)[1])
+
+
+def refuse_several(config: TrainConfig, until: str | None) -> None:
+    """`ConfigError` where several coders are to be explained: names, scores and report are one coder's."""
+    if config.coders and until in (None, "explain", "score", "report"):
+        raise ConfigError(
+            f"explain, score and report work on one coder, and this run has {len(config.coders)} "
+            f"({', '.join(config.coders)}): say --until index, or use unmix train, evaluate or index"
+        )

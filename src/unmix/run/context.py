@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Collection
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unmix.core.errors import ConfigError, UnmixError
-from unmix.core.seeds import slug
-from unmix.run.config import RunConfig
+from unmix.run.config import Member, RunConfig
+from unmix.train.config import CoderSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from unmix.data.shards import TokenShards
     from unmix.index.reader import LatentIndex
     from unmix.lm.model import LanguageModel
+    from unmix.train.parallel.mesh import Mesh
     from unmix.train.store import ActivationStore, LiveStore
 
 
@@ -30,15 +32,26 @@ HASHED_WHOLE = 8 * 2**30
 class RunContext:
     """One run folder while its stages are walked."""
 
-    def __init__(self, config: RunConfig, folder: Path, keys: dict[str, str]) -> None:
+    def __init__(self, config: RunConfig, folder: Path, keys: dict[str, str], redo: Collection[str] = ()) -> None:
+        """`redo` names stages that begin anew, whatever an earlier call left of them."""
+        self.redo = frozenset(redo)
         self.config, self.folder, self.keys = config, folder, keys
         self._loading = threading.Lock()
         self._lm: LanguageModel | None = None
+        self.joined: Mesh | None = None
+        """The mesh, once it was joined."""
+
+    @cached_property
+    def members(self) -> dict[str, Member]:
+        """The run's coders by name."""
+        return self.config.members()
 
     @property
     def coder_name(self) -> str:
-        """Key of the run's coder: its own name, or a slug of the hook as the run file writes it."""
-        return slug(self.config.coder.name or self.config.coder.hook)
+        """Name of the run's only coder; `ConfigError` where it has several."""
+        if len(self.members) > 1:
+            raise ConfigError(f"{self.folder}: has {len(self.members)} coders ({', '.join(self.members)}); name one")
+        return next(iter(self.members))
 
     @property
     def tokens_folder(self) -> Path:
@@ -50,15 +63,27 @@ class RunContext:
         """Activation cache; gone when the run is finished, unless it is kept."""
         return self.folder / "activations"
 
+    @cached_property
+    def mesh(self) -> Mesh | None:
+        """The processes that `torchrun` started, joined on first use; None for one process."""
+        from unmix.run.team import join
+
+        self.joined = join(self.config.parallel)
+        return self.joined
+
     @property
-    def coder_folder(self) -> Path:
-        """The trained coder."""
-        return self.folder / "coders" / self.coder_name
+    def writes(self) -> bool:
+        """Whether this process writes the run folder."""
+        return self.mesh is None or self.mesh.first
+
+    def coder_folder(self, name: str) -> Path:
+        """A trained coder."""
+        return self.folder / "coders" / name
 
     @property
     def training_folder(self) -> Path:
-        """Metrics, timings and checkpoint of the training."""
-        return self.folder / "training" / self.coder_name
+        """Metrics, curves, timings and checkpoints of the training, the coders' own below their names."""
+        return self.folder / "training"
 
     @property
     def evaluation_file(self) -> Path:
@@ -103,11 +128,12 @@ class RunContext:
             _ = self.lm
 
     @cached_property
-    def hooks(self) -> tuple[str, str]:
-        """Canonical `(read, write)` hooks of the run's coder. `ModelError` where one is unknown."""
-        spec = self.config.coder
-        read = self.lm.hook(spec.hook).name
-        return read, self.lm.hook(spec.write).name if spec.write else read
+    def hooks(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+        """Canonical `(reads, writes)` of every coder. `ModelError` where a hook is unknown."""
+        return {name: self._canonical(member.spec) for name, member in self.members.items()}
+
+    def _canonical(self, spec: CoderSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return tuple(self.lm.hook(h).name for h in spec.reads), tuple(self.lm.hook(h).name for h in spec.writes)
 
     @cached_property
     def shards(self) -> TokenShards:
@@ -119,11 +145,16 @@ class RunContext:
         return shards
 
     @cached_property
-    def coder(self) -> SparseCoder:
-        """The trained coder."""
+    def coders(self) -> dict[str, SparseCoder]:
+        """The trained coders by name."""
         from unmix.coder.native import load_native
 
-        return load_native(self.coder_folder)
+        return {name: load_native(self.coder_folder(name)) for name in self.members}
+
+    @property
+    def coder(self) -> SparseCoder:
+        """The run's only coder; `ConfigError` where it has several."""
+        return self.coders[self.coder_name]
 
     @cached_property
     def index(self) -> LatentIndex:
@@ -160,8 +191,15 @@ class RunContext:
         """Activations made by the model on demand."""
         from unmix.train.store import LiveStore
 
-        hooks = tuple(dict.fromkeys(self.hooks))
+        hooks = tuple(dict.fromkeys(hook for pair in self.hooks.values() for side in pair for hook in side))
         return LiveStore(self.lm, self.shards, self.store_contexts, hooks, self.config.capture.batch)
+
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """The evaluation's figures of every coder by name."""
+        found = self.evaluation()
+        if "coders" not in found:
+            found = {"coders": {self.coder_name: found}}
+        return found["coders"]
 
     def evaluation(self) -> dict[str, Any]:
         """The evaluation's figures as they were written."""

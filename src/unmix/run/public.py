@@ -6,23 +6,28 @@ from pathlib import Path
 from typing import Any
 
 from unmix.core.errors import ConfigError
-from unmix.run.config import RunConfig, TrainConfig, load_run
+from unmix.run.config import RunConfig, TrainConfig, load_run, refuse_several
 from unmix.run.context import RunContext
 from unmix.run.stages import STAGES
 from unmix.run.walk import walk
 
 
 def train(config: TrainConfig | str | Path) -> RunContext:
-    """Train a coder; resumes by itself. `config` is a `TrainConfig` (or `RunConfig`) or the path of a run file.
+    """Train a coder, or several; resumes by itself.
 
-    The result gives `.coder`, `.lm`, `.shards` and the folders of the run. Raises what `unmix train` would print.
+    `config` is a `TrainConfig` (or `RunConfig`) or the path of a run file.
+
+    The result gives `.coder` (`.coders` by name), `.lm`, `.shards` and the folders of the run. Raises what
+    `unmix train` would print.
     """
     return walk(_run_config(config), STAGES, until="train")[0]
 
 
 def run(config: RunConfig | str | Path) -> RunContext:
-    """Walk every stage of a run; resumes by itself."""
-    return walk(_run_config(config), STAGES)[0]
+    """Walk every stage of a run; resumes by itself. `ConfigError` for several coders: explanations are one coder's."""
+    found = _run_config(config)
+    refuse_several(found, None)
+    return walk(found, STAGES)[0]
 
 
 def view(folder: str | Path, **options: Any) -> None:

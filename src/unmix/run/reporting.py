@@ -12,6 +12,8 @@ from torch import Tensor
 from unmix.core.progress import log
 from unmix.run.context import RunContext
 from unmix.run.explaining import explanation_rows, latent_order, summary_rows
+from unmix.run.training import metrics_file
+from unmix.train.curves import CURVES
 from unmix.viewer.data import RunFacts, collect
 from unmix.viewer.report import write_report
 
@@ -27,7 +29,9 @@ SHOWN_LATENTS = 12
 def write_run_report(context: RunContext) -> None:
     """The static report of a run."""
     data = run_data(context)
-    page = write_report(data, context.report_folder)
+    drawn = metrics_file(context, context.coder_name).with_name(CURVES)
+    curves = drawn.read_text(encoding="utf-8") if drawn.is_file() else None
+    page = write_report(data, context.report_folder, curves)
     log.info("report: %s (%d latent pages)", page, len(data.paged))
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from typing import Any
 
 from unmix.core.atomic import write_json
-from unmix.core.config import semantic_hash
 from unmix.core.errors import ConfigError
 from unmix.run.config import RunConfig
 from unmix.run.context import RunContext
@@ -13,13 +14,16 @@ from unmix.run.walk import Stage, forget
 
 
 def check_early(context: RunContext) -> None:
-    """Everything about model, hook and coder that can be wrong, before any text is read."""
-    config = context.config
-    read, write = context.hooks
-    d_in, d_out = context.lm.width(read), context.lm.width(write)
-    config.coder.build(read, write, d_in, d_out, config.data.policy, context.lm.fingerprint)
+    """Everything about model, hooks and coders that can be wrong, before any text is read."""
+    from unmix.run.training import coder_configs
+
+    coder_configs(context, context.config.data.policy)
+    for member in context.members.values():
+        for spec in member.train.objective or ():
+            for hook in getattr(spec, "hooks", ()):
+                context.lm.hook(hook)
     if not context.lm.has_tokenizer:
-        raise ConfigError(f"model {config.model.name}: has no tokenizer, and text cannot be read without one")
+        raise ConfigError(f"model {context.config.model.name}: has no tokenizer, and text cannot be read without one")
 
 
 def tokens(context: RunContext) -> None:
@@ -41,43 +45,37 @@ def activations(context: RunContext) -> None:
 
 
 def train(context: RunContext) -> None:
-    """Activations to a coder folder."""
-    from unmix.train.rows import RowSource
-    from unmix.train.trainer import Trainer
+    """Activations to coder folders."""
+    from unmix.run.training import train_coders
 
-    config = context.config
-    read, write = context.hooks
-    training = {
-        "data": config.data.model_dump(mode="json"),
-        "train": config.train.model_dump(mode="json"),
-        "tokens_hash": context.shards.hash,
-    }
-    coder = config.coder.model_copy(update={"name": context.coder_name}).build(
-        read, write, context.lm.width(read), context.lm.width(write), context.shards.policy, context.lm.fingerprint,
-        training=training,
-    )  # fmt: skip
-    source = RowSource(context.store, context.shards, read, write, config.train.seed)
-    key = semantic_hash(context.keys["train"], source.hash)
-    trained = Trainer(coder, source, config.train, context.training_folder, key).run()
-    trained.save(context.coder_folder)
-    shutil.rmtree(context.training_folder / "checkpoint", ignore_errors=True)
+    train_coders(context)
 
 
 def evaluate(context: RunContext) -> None:
     """Held-out figures of the coder and of the model with the coder spliced in."""
     from unmix.evaluate import evaluate as measure
 
-    spec = context.config.evaluate
-    result = measure(
-        context.coder,
-        context.lm,
-        context.shards,
-        tokens=spec.tokens,
-        batch=spec.batch,
-        ablations=spec.ablations,
-        seed=context.config.seed,
-    )
-    write_json(context.evaluation_file, result.as_dict())
+    spec, parts = context.config.evaluate, context.folder / "evaluations"
+    found: dict[str, Any] = {}
+    for name, coder in context.coders.items():
+        note, key = parts / f"{name}.json", context.keys["evaluate"]
+        before = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+        if before.get("key") != key:
+            measured = measure(
+                coder,
+                context.lm,
+                context.shards,
+                tokens=spec.tokens,
+                batch=spec.batch,
+                ablations=spec.ablations,
+                seed=context.config.seed,
+            )
+            before = {"key": key, "evaluation": measured.as_dict()}
+            write_json(note, before)
+        found[name] = before["evaluation"]
+    one = context.config.coder is not None
+    write_json(context.evaluation_file, next(iter(found.values())) if one else {"schema": 1, "coders": found})
+    shutil.rmtree(parts)  # they only let a stopped evaluation of many go on where it was
 
 
 def index(context: RunContext) -> None:
@@ -116,13 +114,14 @@ def _model(config: RunConfig) -> list[object]:
 
 
 def _capture(config: RunConfig) -> list[object]:
-    return [config.coder.hook, config.coder.write, config.capture, config.seed]
+    hooks = [[member.spec.hook, member.spec.write] for member in config.members().values()]
+    return [*hooks[0], config.capture, config.seed] if config.coder else [hooks, config.capture, config.seed]
 
 
 STAGES: tuple[Stage, ...] = (
     Stage("tokens", tokens, _model, precious=True),
     Stage("activations", activations, _capture, ("tokens",), scratch=True),
-    Stage("train", train, lambda c: [c.coder, c.train, c.seed], ("activations",), precious=True),
+    Stage("train", train, lambda c: [c.coder or c.coders, c.train, c.seed], ("activations",), precious=True),
     Stage("evaluate", evaluate, lambda c: [c.evaluate], ("train",)),
     Stage("index", index, lambda c: [c.index], ("train", "activations")),
     Stage("explain", explain, lambda c: [c.explain], ("index",)),

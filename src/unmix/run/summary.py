@@ -34,7 +34,8 @@ def print_summary(context: RunContext, walked: Walk) -> None:
     console = Console(file=buffer, width=width, force_terminal=sys.stdout.isatty())
     console.print(stage_table(walked))
     if context.evaluation_file.is_file():
-        console.print(evaluation_table(context.evaluation()))
+        found = context.evaluation()
+        console.print(coders_table(found["coders"]) if "coders" in found else evaluation_table(found))
     if context.ledger_file.is_file():
         from unmix.run.explaining import SHOWN_FIGURES, summary_rows
 
@@ -75,6 +76,20 @@ def evaluation_table(evaluation: dict[str, Any]) -> Table:
         if isinstance(entry, dict) and entry.get("low") is not None:
             interval = f"{form.format(entry['low'])} – {form.format(entry['high'])}"
         table.add_row(words, form.format(value), interval)
+    return table
+
+
+def coders_table(evaluations: dict[str, dict[str, Any]]) -> Table:
+    """A row a coder: the main figures without their intervals."""
+    table = Table(title="\nevaluation on held-out documents", title_justify="left", box=None, pad_edge=False)
+    table.add_column("coder")
+    shown = ("fvu", "l0", "ce_spliced", "ce_recovered", "kl_spliced", "alive_fraction")
+    forms = {key: form for key, _, form in FIGURES}
+    for key in shown:
+        table.add_column(key, justify="right")
+    for name, evaluation in evaluations.items():
+        values = [evaluation["metrics"].get(key, {}).get("value") for key in shown]
+        table.add_row(name, *("" if v is None else forms[key].format(v) for key, v in zip(shown, values, strict=True)))
     return table
 
 

@@ -76,7 +76,7 @@ def walk(
     todo = stages[: names.index(until) + 1] if until else stages
     keys = stage_keys(stages, config)
     with folder_lock(folder):
-        context = RunContext(config, folder, keys)
+        context = RunContext(config, folder, keys, redo)
         _refuse_overwrite(folder, config, todo, keys, redo)
         _write_run_file(folder, config)
         result = Walk(folder)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from unmix.coder.config import CoderConfig
+from unmix.train.guard import Traceable
 from unmix.train.learner import Learner
 from unmix.train.objectives import Step
 from unmix.train.source import ActivationSource
@@ -23,8 +24,11 @@ class Feed(Protocol):
         """Rows that first weights are set by."""
         ...
 
-    def steps(self, index: int, size: int, learners: Mapping[str, Learner]) -> dict[str, Step]:
-        """What every coder makes of the batch of step `index`, `size` rows."""
+    def steps(self, index: int, size: int, learners: Mapping[str, Learner]) -> Iterator[dict[str, Step]]:
+        """What every coder makes of the batch of step `index`, `size` rows.
+
+        In parts, each with a graph of its own: one that went backward before the next is asked for is freed.
+        """
         ...
 
 
@@ -43,10 +47,15 @@ class RowFeed:
         """The source itself."""
         return self.source
 
-    def steps(self, index: int, size: int, learners: Mapping[str, Learner]) -> dict[str, Step]:
+    def steps(self, index: int, size: int, learners: Mapping[str, Learner]) -> Iterator[dict[str, Step]]:
         """The batch is made once."""
         x, target = self.source.batch(index, size)
-        return {name: learner.forward(x, target) for name, learner in learners.items()}
+        for name, learner in learners.items():
+            yield {name: learner.forward(x, target)}
+
+    def places(self, index: int, size: int, rows: Sequence[int]) -> list[dict[str, int]]:
+        """Where rows of a batch come from, where the source knows."""
+        return self.source.places(index, size, rows) if isinstance(self.source, Traceable) else []
 
 
 class HookFeed:
@@ -65,10 +74,13 @@ class HookFeed:
         """The source of the coder's hooks."""
         return self.sources[coder.reads, coder.writes]
 
-    def steps(self, index: int, size: int, learners: Mapping[str, Learner]) -> dict[str, Step]:
+    def steps(self, index: int, size: int, learners: Mapping[str, Learner]) -> Iterator[dict[str, Step]]:
         """Each pair of hooks is read once, however many coders share it."""
         batches = {hooks: source.batch(index, size) for hooks, source in self.sources.items()}
-        return {
-            name: learner.forward(*batches[learner.coder.config.reads, learner.coder.config.writes])
-            for name, learner in learners.items()
-        }
+        for name, learner in learners.items():
+            yield {name: learner.forward(*batches[learner.coder.config.reads, learner.coder.config.writes])}
+
+    def places(self, index: int, size: int, rows: Sequence[int]) -> list[dict[str, int]]:
+        """Where rows of a batch come from, where the sources know."""
+        source = next(iter(self.sources.values()))
+        return source.places(index, size, rows) if isinstance(source, Traceable) else []

@@ -9,6 +9,7 @@ from unmix.coder.config import CoderConfig
 from unmix.coder.sparse_coder import SparseCoder
 from unmix.core.errors import ConfigError, NonFiniteError
 from unmix.train.config import OptimConfig
+from unmix.train.objectives.decoding import is_crosscoder
 from unmix.train.source import ActivationSource
 from unmix.train.spaces import inner_target
 
@@ -16,6 +17,8 @@ from unmix.train.spaces import inner_target
 @torch.no_grad()
 def initialise(config: CoderConfig, source: ActivationSource, optim: OptimConfig) -> tuple[SparseCoder, float]:
     """A fresh coder with fixed scales so that E‖x‖ = √d, `b_dec` at the geometric median, and the loss's unit.
+
+    `standardise` gives each hook that scale.
 
     Returns `(coder, variance)`: the mean squared distance of a (scaled) target from the mean target.
     Raises `NonFiniteError` where the sample holds NaN or infinity, and `ConfigError` where the source has a target of
@@ -32,6 +35,8 @@ def initialise(config: CoderConfig, source: ActivationSource, optim: OptimConfig
         same = config.reads == config.writes
         update["output_scale"] = 1.0 / (update["input_scale"] if same else scale_of(target))
     coder = SparseCoder(config.model_copy(update=update), seed=optim.seed)
+    if config.normalise.kind == "standardise":
+        set_standard(coder, x)
     s, context = coder.prepare(x)
     wanted = inner_target(coder.config, s, target, context)
     coder.b_dec.copy_(geometric_median(wanted))
@@ -39,6 +44,19 @@ def initialise(config: CoderConfig, source: ActivationSource, optim: OptimConfig
         coder.b_pre.copy_(geometric_median(s))
     variance = float((wanted - wanted.mean(0)).square().sum(-1).mean())
     return coder, max(variance, 1e-12)
+
+
+@torch.no_grad()
+def set_standard(coder: SparseCoder, x: Tensor) -> None:
+    """`norm_mean` to the mean of the sample, `norm_scale` so that what each hook adds has a mean norm of √(its width).
+
+    One number a hook: inside one, directions keep their proportions.
+    """
+    config = coder.config
+    widths = config.parts() if is_crosscoder(config) else (config.d_in,)
+    coder.norm_mean.copy_(x.mean(0))
+    scales = [torch.full((part.shape[-1],), scale_of(part)) for part in (x - x.mean(0)).split(list(widths), dim=-1)]
+    coder.norm_scale.copy_(torch.cat(scales))
 
 
 def scale_of(x: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,14 @@ from torch import Tensor
 from unmix.coder.config import CoderConfig
 from unmix.coder.sparse import sparse_decode
 from unmix.coder.sparse_coder import SparseCoder
-from unmix.core.errors import NonFiniteError
+from unmix.train.annealing import KAnnealing
 from unmix.train.checkpoint import Saved, TrainState, restore
-from unmix.train.config import OptimConfig
+from unmix.train.config import OptimConfig, holds_unit_norm
+from unmix.train.guard import FaultError, bad_rows, finite, loudest_rows
 from unmix.train.initialise import initialise
 from unmix.train.objectives import Step, Term, total
+from unmix.train.objectives.specs import MseSpec
+from unmix.train.optimisers import finish, make_optimiser
 from unmix.train.schedule import lr_factor
 from unmix.train.source import ActivationSource
 from unmix.train.spaces import inner_target
@@ -51,9 +55,11 @@ class Learner:
     ) -> None:
         """`steps` is the length of the whole training, for schedules."""
         self.coder, self.state, self.config, self.terms, self.steps = coder, state, config, terms, steps
-        self.optimiser = torch.optim.Adam(
-            [p for p in coder.parameters() if p.requires_grad], lr=config.lr, betas=config.betas, fused=True
-        )
+        self.optimiser = make_optimiser(coder, config)
+        self.unit_norm = holds_unit_norm(coder.config.activation.kind, config)
+        self.mse_is_fvu = any(isinstance(term.spec, MseSpec) and not term.spec.prefixes for term in terms)
+        self.annealing = KAnnealing.of(coder.config, config)
+        self._anneal()
         coder.train()
 
     @classmethod
@@ -70,7 +76,7 @@ class Learner:
     def resumed(cls, saved: Saved, config: OptimConfig, terms: list[Term], steps: int) -> Learner:
         """As the checkpoint left it."""
         learner = cls(SparseCoder(saved.config), saved.state, config, terms, steps)
-        restore(learner.coder, learner.optimiser, saved.tensors)
+        restore(learner.coder, learner.optimiser, saved)
         return learner
 
     def forward(self, x: Tensor, target: Tensor) -> Step:
@@ -86,20 +92,34 @@ class Learner:
         return Step(coder, s, wanted, codes, y, self.state.variance, dead, self.state.step / self.steps)
 
     def loss(self, batch: Step) -> tuple[Tensor, dict[str, float]]:
-        """The weighted sum of the terms and each one's value. `NonFiniteError` where it is not a number."""
+        """The weighted sum of the terms and each one's value. `FaultError` where it or the input is not finite."""
+        if not (finite(batch.x) and finite(batch.target)):
+            raise self._not_finite("input", math.nan, bad_rows(batch.x, batch.target))
         loss, values = total(self.terms, batch)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise self._not_finite("loss", value)
+            raise self._not_finite("loss", value, loudest_rows(batch))
         return loss, values
 
     def clip(self) -> None:
-        """Project and clip the gradients that are there. `NonFiniteError` where they are not finite."""
-        if self.config.unit_norm:
+        """Project and clip the gradients that are there. `FaultError` where they are not finite."""
+        if self.unit_norm:
             project_decoder_gradient(self.coder)
         norm = float(torch.nn.utils.clip_grad_norm_(self.coder.parameters(), self.config.clip or math.inf))
         if not math.isfinite(norm):
             raise self._not_finite("gradient's norm", norm)
+
+    def skip(self) -> None:
+        """Leave this step out: no weight moves, the schedule does."""
+        self.optimiser.zero_grad(set_to_none=True)
+        self.state.skipped += 1
+        self.state.step += 1
+        self._anneal()
+
+    def finish(self) -> SparseCoder:
+        """The coder as it is used from now on."""
+        finish(self.optimiser)
+        return self.coder.eval()
 
     def apply(self, batch: Step, loss: float, values: dict[str, float]) -> StepMetrics:
         """Take the optimiser's step for clipped gradients, and count what fired."""
@@ -108,20 +128,18 @@ class Learner:
             group["lr"] = self.config.lr * factor
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        if self.config.unit_norm:
+        if self.unit_norm:
             normalise_decoder(self.coder)
+        keep_thresholds(self.coder)
         self._count(batch)
         return StepMetrics(
             self.state.step, loss, values, float(batch.codes.l0().double().mean()),
-            values["mse"] if "mse" in values else batch.fvu(),
+            values["mse"] if self.mse_is_fvu and "mse" in values else batch.fvu(),
             int(batch.dead.numel()), self.config.lr * factor,
         )  # fmt: skip
 
-    def _not_finite(self, what: str, value: float) -> NonFiniteError:
-        return NonFiniteError(
-            f"{self.coder.name}: the {what} is {value} at step {self.state.step + 1} "
-            f"(lr {self.config.lr:g}); nothing of this step was saved. A lower --train.lr usually helps."
-        )
+    def _not_finite(self, what: str, value: float, rows: Sequence[int] = ()) -> FaultError:
+        return FaultError(self.coder.name, what, value, self.state.step + 1, self.config.lr, rows)
 
     @torch.no_grad()
     def _count(self, batch: Step) -> None:
@@ -131,6 +149,12 @@ class Learner:
         if self.coder.config.activation.kind == "batchtopk":
             update_threshold(self.coder, batch)
         self.state.step += 1
+        self._anneal()
+
+    def _anneal(self) -> None:
+        """The k of the next step; after the last one the coder's own."""
+        if self.annealing is not None:
+            self.annealing.apply(self.coder, self.state.step / self.steps)
 
 
 @torch.no_grad()
@@ -138,14 +162,23 @@ def project_decoder_gradient(coder: SparseCoder) -> None:
     """Take out of the decoder's gradient what points along each (unit) row."""
     grad = coder.W_dec.grad
     if grad is not None:
-        along = (grad * coder.W_dec).sum(-1, keepdim=True)
-        grad.addcmul_(coder.W_dec, along, value=-1)
+        # A few rows at a time: the products stay in the cache, and no second gradient's worth of memory is needed.
+        step = max(1, 2**18 // grad.shape[1])
+        for part, rows in zip(grad.split(step), coder.W_dec.split(step), strict=True):
+            part.addcmul_(rows, (part * rows).sum(-1, keepdim=True), value=-1)
 
 
 @torch.no_grad()
 def normalise_decoder(coder: SparseCoder) -> None:
     """Decoder rows back to norm 1."""
     coder.W_dec.div_(coder.W_dec.norm(dim=-1, keepdim=True).clamp_min(1e-12))
+
+
+@torch.no_grad()
+def keep_thresholds(coder: SparseCoder) -> None:
+    """θ of a jumprelu coder back to 0 where it fell below: codes are positive, and its gradient would turn round."""
+    if coder.config.activation.kind == "jumprelu":
+        coder.extra()["threshold"].clamp_(min=0.0)
 
 
 @torch.no_grad()

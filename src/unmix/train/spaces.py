@@ -20,5 +20,6 @@ def inner_target(config: CoderConfig, s: Tensor, target: Tensor, context: dict[s
     if rule.kind != "none" and rule.restore:
         std = context["std"] + rule.eps if rule.eps_back else context["std"]
         # A constant input (std 0) comes back as its mean whatever the decoder says: nothing to learn there.
-        wanted = torch.where(std > 0, (wanted - context["mean"]) / std, 0.0)
+        centred = wanted - context["mean"] if "mean" in context else wanted
+        wanted = torch.where(std > 0, centred / std, 0.0)
     return wanted / config.output_scale

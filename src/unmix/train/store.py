@@ -25,6 +25,7 @@ from unmix.core.seeds import derive, slug
 from unmix.data.order import Order
 from unmix.data.shards import TokenShards
 from unmix.lm.model import LanguageModel
+from unmix.train.timing import Clock
 
 KIND = "activations"
 CHUNK = 256
@@ -58,12 +59,12 @@ def permuted(contexts: np.ndarray, seed: int) -> np.ndarray:
 
 
 class LiveStore:
-    """Runs the model for each chunk. Costs a forward pass an epoch and no disk."""
+    """Runs the model for each chunk. Costs a forward pass an epoch and no disk. `clock` counts the model's time."""
 
     def __init__(
         self, lm: LanguageModel, shards: TokenShards, contexts: np.ndarray, hooks: tuple[str, ...], batch: int = 16
     ) -> None:
-        self.lm, self.shards, self.batch = lm, shards, batch
+        self.lm, self.shards, self.batch, self.clock = lm, shards, batch, Clock()
         self.contexts, self.hooks = contexts, hooks
         self.hash = store_key(lm, shards, contexts, hooks)
 
@@ -78,10 +79,11 @@ class LiveStore:
         parts: dict[str, list[Tensor]] = {hook: [] for hook in self.hooks}
         for start in range(0, len(ids), self.batch):
             part = ids[start : start + self.batch]
-            captured = self.lm.capture(
-                token_tensor(self.shards, part), list(self.hooks), self.shards.policy,
-                documents=torch.from_numpy(np.ascontiguousarray(self.shards.documents(part))),
-            )  # fmt: skip
+            with self.clock.on("model"):
+                captured = self.lm.capture(
+                    token_tensor(self.shards, part), list(self.hooks), self.shards.policy,
+                    documents=torch.from_numpy(np.ascontiguousarray(self.shards.documents(part))),
+                )  # fmt: skip
             for hook in self.hooks:
                 parts[hook].append(captured[hook].to(self.lm.dtype))
         return {hook: torch.cat(kept) for hook, kept in parts.items()}

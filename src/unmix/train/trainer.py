@@ -5,25 +5,39 @@ State is each coder's weights, optimiser, firing counts, and one step number.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from unmix.coder.config import CoderConfig
 from unmix.coder.sparse_coder import SparseCoder
-from unmix.core.atomic import sweep
-from unmix.core.errors import ConfigError, DataError
+from unmix.core.config import semantic_dict
+from unmix.core.errors import ConfigError, DataError, MachineError, NonFiniteError
 from unmix.core.progress import task
-from unmix.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from unmix.train.checkpoint import Checkpoints, Parts, TrainState
 from unmix.train.config import OptimConfig, objective_of
 from unmix.train.feeds import Feed, RowFeed
+from unmix.train.guard import FaultError, Traceable, told
+from unmix.train.held_out import measure
 from unmix.train.learner import Learner, StepMetrics
 from unmix.train.metrics_log import MetricsLog
-from unmix.train.objectives import Term, make_term
+from unmix.train.objectives import Step, Term, make_term
+from unmix.train.replay import write_replay
 from unmix.train.source import ActivationSource
+from unmix.train.stopping import deferred
+from unmix.train.timing import Clock, summary
+from unmix.train.trackers import Tracker
+from unmix.train.watch import Watch, warn_of_outliers
+
+log = logging.getLogger("unmix")
+SHARED = ("batch", "tokens", "epochs")
+"""Fields that coders of one stream must have in common."""
 
 
 @dataclass(frozen=True)
@@ -42,24 +56,48 @@ def make_terms(coder: CoderConfig, config: OptimConfig) -> list[Term]:
 class GroupTrainer:
     """Trains several coders on one stream, step by step together; resumes by itself from `folder/checkpoint`."""
 
-    def __init__(self, jobs: Mapping[str, Job], feed: Feed, folder: Path, key: str) -> None:
+    def __init__(
+        self,
+        jobs: Mapping[str, Job],
+        feed: Feed,
+        folder: Path,
+        key: str,
+        *,
+        clock: Clock | None = None,
+        trackers: Sequence[Tracker] = (),
+        held_out: Feed | None = None,
+    ) -> None:
         """`key` is the hash of everything that the results depend on; a checkpoint of another key is refused.
 
-        `ConfigError` where the jobs disagree on what one stream must share: batch, tokens, epochs.
+        `clock` is the one that the feed's sources count their time with, `held_out` gives the rows that the config's
+        field of that name measures on. `ConfigError` where the jobs disagree on what
+        one stream must share: batch, tokens, epochs.
         """
         self.jobs, self.feed, self.folder, self.key = dict(jobs), feed, folder, key
+        self.clock, self.trackers, self.held_out = clock or Clock(), trackers, held_out
         self.config = _shared(self.jobs)
         self.steps = total_steps(self.config, feed.n_rows)
-        sweep(folder / "checkpoint")
-        found = load_checkpoint(folder / "checkpoint", key)
-        self.learners: dict[str, Learner] = {}
+        settings = {
+            name: {"coder": semantic_dict(job.coder), "train": semantic_dict(job.config)}
+            for name, job in self.jobs.items()
+        }
+        self.checkpoints = Checkpoints(folder / "checkpoint", key, settings, self.config.keep)
+        self.learners = self.begin()
+        self._watches = {name: Watch(name, learner) for name, learner in self.learners.items()}
+
+    def begin(self) -> dict[str, Learner]:
+        """Every coder as the checkpoint left it, or fresh."""
+        found = self.checkpoints.load()
+        learners: dict[str, Learner] = {}
         for name, job in self.jobs.items():
             terms = make_terms(job.coder, job.config)
             if found is None:
-                source = feed.sample(job.coder)
-                self.learners[name] = Learner.fresh(job.coder, source, job.config, terms, self.steps)
+                source = self.feed.sample(job.coder)
+                learners[name] = Learner.fresh(job.coder, source, job.config, terms, self.steps)
+                warn_of_outliers(name, source, job.config.init_rows)
             else:
-                self.learners[name] = Learner.resumed(found[name], job.config, terms, self.steps)
+                learners[name] = Learner.resumed(found[name], job.config, terms, self.steps)
+        return learners
 
     @property
     def at(self) -> int:
@@ -69,41 +107,134 @@ class GroupTrainer:
     def run(self) -> dict[str, SparseCoder]:
         """Train to the end and return the coders in evaluation mode.
 
-        Raises `NonFiniteError` as soon as a loss is not finite: nothing of that step is saved.
+        Raises `NonFiniteError` as soon as a number is not finite: nothing of that step is saved. Ctrl-C and SIGTERM
+        let the step in hand end, save a checkpoint and raise `KeyboardInterrupt`. `MachineError` where the disk
+        refuses says which checkpoint is left.
         """
         logs = {name: MetricsLog(self._log(name, "metrics.jsonl"), self.at) for name in self.learners}
         timings = MetricsLog(self.folder / "timings.jsonl", self.at)
         batch = self.config.batch
-        with task("train", self.steps * batch, done=self.at * batch) as bar:
-            began, first = time.monotonic(), self.at
+        with task("train", self.steps * batch, done=self.at * batch) as bar, deferred() as stopped:
+            began, first = time.perf_counter(), self.at
             while self.at < self.steps:
                 metrics = self.group_step()
-                if self.at % self.config.log_every == 0 or self.at == self.steps:
-                    for name, log in logs.items():
-                        log.write(metrics[name].record())
-                    speed = (self.at - first) * batch / (time.monotonic() - began)
-                    timings.write({"step": self.at, "tokens_per_second": round(speed, 1)})
-                bar.advance(batch, _note(list(metrics.values())))
-                if self.at % self.config.checkpoint_every == 0 and self.at < self.steps:
-                    self.checkpoint()
-        return {name: learner.coder.eval() for name, learner in self.learners.items()}
+                with self.clock.on("save"), self._keeping():
+                    speed = (self.at - first) * batch / (time.perf_counter() - began)
+                    if self._due(self.config.log_every) or self._held_out_due():
+                        self._write(logs, metrics, speed)
+                        spent = {part: round(seconds, 3) for part, seconds in self.clock.seconds().items()}
+                        timings.write({"step": self.at, "tokens_per_second": round(speed, 1), "seconds": spent})
+                    bar.advance(batch, _note(list(metrics.values()), speed))
+                    stop = self.stopping(stopped())
+                    if stop or (self.at % self.config.checkpoint_every == 0 and self.at < self.steps):
+                        self.checkpoint()
+                if stop:
+                    log.info("stopped at step %d of %d, and saved", self.at, self.steps)
+                    raise KeyboardInterrupt
+            if self.at > first:
+                log.info("train: %s", summary(time.perf_counter() - began, self.clock.seconds()))
+        return {name: learner.finish() for name, learner in self.learners.items()}
 
     def checkpoint(self) -> None:
         """Save the whole state of every coder at once."""
-        parts = {name: (one.coder, one.optimiser, one.state) for name, one in self.learners.items()}
-        save_checkpoint(self.folder / "checkpoint", self.key, parts)
+        self.checkpoints.save(self.at, self.parts())
+
+    def kept(self) -> str:
+        """In words, which checkpoint is there."""
+        steps = self.checkpoints.steps()
+        return f"the checkpoint of step {steps[0]} is kept" if steps else "no checkpoint was written yet"
+
+    def stopping(self, asked: bool) -> bool:
+        """Whether to stop after this step; `asked` says whether this process was told to."""
+        return asked
+
+    def parts(self) -> Parts:
+        """What a checkpoint is made of."""
+        return {name: (one.coder, one.optimiser, one.state) for name, one in self.learners.items()}
 
     def group_step(self) -> dict[str, StepMetrics]:
-        """One optimiser step of every coder. All losses and gradients are checked before any weight is touched."""
-        batches = self.feed.steps(self.at, self.config.batch, self.learners)
-        losses = {name: self.learners[name].loss(batch) for name, batch in batches.items()}
-        torch.autograd.backward([loss for loss, _ in losses.values()])
-        for learner in self.learners.values():
-            learner.clip()
-        return {
-            name: self.learners[name].apply(batches[name], float(loss.detach()), values)
-            for name, (loss, values) in losses.items()
-        }
+        """One optimiser step of every coder. All losses and gradients are checked before any weight is touched.
+
+        A coder whose step is left out (`on_nonfinite: skip`) has no figures.
+        """
+        batches: dict[str, Step] = {}
+        losses: dict[str, tuple[Tensor, dict[str, float]]] = {}
+        faults: dict[str, FaultError] = {}
+        with self.clock.on("coder"):
+            for part in self.feed.steps(self.at, self.config.batch, self.learners):
+                found: dict[str, tuple[Tensor, dict[str, float]]] = {}
+                for name, batch in part.items():
+                    try:
+                        found[name] = self.learners[name].loss(batch)
+                    except FaultError as fault:
+                        faults[name] = fault
+                if found:
+                    torch.autograd.backward([loss for loss, _ in found.values()])
+                batches |= part
+                losses |= found
+            for name in losses:
+                try:
+                    self.learners[name].clip()
+                except FaultError as fault:
+                    faults[name] = fault
+            if faults:
+                self._left_out(faults)
+            result: dict[str, StepMetrics] = {}
+            for name, (loss, values) in losses.items():
+                if name not in faults:
+                    result[name] = self.learners[name].apply(batches[name], float(loss.detach()), values)
+                    self._watches[name].see(result[name])
+        return result
+
+    def _left_out(self, faults: Mapping[str, FaultError]) -> None:
+        """Count the steps that may be left out; otherwise note how to take this one again, and stop."""
+        stop = [
+            name
+            for name in faults
+            if self.jobs[name].config.on_nonfinite == "stop"
+            or self.learners[name].state.skipped >= self.jobs[name].config.skip_limit
+        ]
+        if not stop:
+            for name, fault in faults.items():
+                log.warning("%s: left out", fault)
+                self.learners[name].skip()
+            return
+        places: dict[str, list[dict[str, int]]] = {}
+        if isinstance(self.feed, Traceable):
+            size = self.config.batch
+            places = {name: self.feed.places(self.at, size, fault.rows) for name, fault in faults.items()}
+        note = write_replay(self.folder, self.key, self.parts(), faults, places)
+        left = max(self.learners[name].state.skipped for name in stop)
+        many = f" {left} steps were left out before, as many as skip_limit allows." if left else ""
+        raise NonFiniteError(f"{told(faults, places)}{many} The step is kept beside {note}")
+
+    def _write(self, logs: Mapping[str, MetricsLog], metrics: Mapping[str, StepMetrics], speed: float) -> None:
+        unseen: dict[str, dict[str, float]] = {}
+        if self.held_out is not None and self._held_out_due():
+            unseen = measure(self.learners, self.held_out, self.config.held_out)
+        for name, log_file in logs.items():
+            skipped = self.learners[name].state.skipped
+            record = {**(metrics[name].record() if name in metrics else {"step": self.at}), **unseen.get(name, {})}
+            log_file.write({**record, "skipped": skipped} if skipped else record)
+            prefix = f"{name}/" if len(logs) > 1 else ""
+            for tracker in self.trackers:
+                tracker.log(self.at, {f"{prefix}{key}": value for key, value in record.items() if key != "step"})
+        for tracker in self.trackers:
+            tracker.log(self.at, {"tokens": self.at * self.config.batch, "tokens_per_second": speed})
+
+    def _due(self, every: int) -> bool:
+        return self.at % every == 0 or self.at == self.steps
+
+    def _held_out_due(self) -> bool:
+        return self.held_out is not None and self.config.held_out > 0 and self._due(self.config.held_out_every)
+
+    @contextmanager
+    def _keeping(self) -> Generator[None]:
+        """A disk that refuses ends the training; what is left of it is said."""
+        try:
+            yield
+        except MachineError as error:
+            raise MachineError(f"{error}; {self.kept()}, and the same command goes on from there") from error
 
     def _log(self, name: str, file: str) -> Path:
         return self.folder / name / file
@@ -156,16 +287,20 @@ def total_steps(config: OptimConfig, rows: int) -> int:
 def _shared(jobs: Mapping[str, Job]) -> OptimConfig:
     """The config of the first job, which every other one must share where the stream is concerned."""
     first, *others = jobs.values()
-    for field in ("batch", "tokens", "epochs", "log_every", "checkpoint_every"):
+    for field in SHARED:
         values = [getattr(job.config, field) for job in (first, *others)]
         if len(set(values)) > 1:
             raise ConfigError(f"coders of one stream must share {field}, found {', '.join(map(str, values))}")
     return first.config
 
 
-def _note(metrics: list[StepMetrics]) -> str:
+def _note(metrics: list[StepMetrics], speed: float) -> str:
     """Figures beside the bar: of one coder, or the range over several."""
+    rate = f"{speed / 1000:.1f}k tokens/s" if speed >= 1000 else f"{speed:.0f} tokens/s"
+    if not metrics:
+        return f"{rate} step left out"
     if len(metrics) == 1:
-        return f"fvu {metrics[0].fvu:.3f} l0 {metrics[0].l0:.1f} dead {metrics[0].dead}"
+        one = metrics[0]
+        return f"{rate} loss {one.loss:.3f} fvu {one.fvu:.3f} l0 {one.l0:.1f} dead {one.dead}"
     low, high = min(m.fvu for m in metrics), max(m.fvu for m in metrics)
-    return f"{len(metrics)} coders, fvu {low:.3f} to {high:.3f}"
+    return f"{rate} {len(metrics)} coders, fvu {low:.3f} to {high:.3f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 from importlib import resources
 from typing import Literal
@@ -44,15 +45,20 @@ _PAGE = """<!doctype html>
 </head>
 <body>
 <div id="app"></div>
-<noscript>This page draws itself with JavaScript, which is switched off here.</noscript>
+{below}<noscript>This page draws itself with JavaScript, which is switched off here.</noscript>
 {scripts}
 </body>
 </html>
 """
 
 
-def index_html(name: str, source: Literal["static", "served"], token: str = "") -> str:
-    """The page of run `name`; `token` is what a served page shows with its POSTs."""
+_CURVES = """<details id="training"><summary>Training curves</summary>
+<img alt="Loss, FVU, L0 and dead latents by step" src="data:image/svg+xml;base64,{source}"></details>
+"""
+
+
+def index_html(name: str, source: Literal["static", "served"], token: str = "", curves: str | None = None) -> str:
+    """The page of run `name`; `token` is what a served page shows with its POSTs, `curves` an SVG put below the app."""
     scripts = ["data/run.js", SCRIPT] if source == "static" else [SCRIPT]
     return _PAGE.format(
         policy=html.escape(POLICY_STATIC if source == "static" else POLICY_SERVED),
@@ -61,6 +67,7 @@ def index_html(name: str, source: Literal["static", "served"], token: str = "") 
         title=html.escape(visible(name)),
         icon=html.escape(_ICON),
         style=STYLE,
+        below="" if curves is None else _CURVES.format(source=base64.b64encode(curves.encode()).decode()),
         scripts="\n".join(f'<script src="{script}"></script>' for script in scripts),
     )
 

@@ -25,11 +25,11 @@ CHUNK_BYTES = 256 * 1024
 CHUNK_PAGES = 32
 
 
-def write_report(data: ReportData, folder: str | Path) -> Path:
+def write_report(data: ReportData, folder: str | Path, curves: str | None = None) -> Path:
     """Write the report of a run to `folder`, replacing an older one whole; returns the path of its `index.html`.
 
-    Costs some 10 kB a page. Raises `ConfigError` where `folder` holds something that is not a report, and
-    `MachineError` where it cannot be written.
+    Costs some 10 kB a page. `curves` is an SVG of the training, shown below. Raises `ConfigError` where `folder` holds
+    something that is not a report, and `MachineError` where it cannot be written.
     """
     folder = Path(folder)
     _refuse_foreign(folder)
@@ -41,7 +41,7 @@ def write_report(data: ReportData, folder: str | Path) -> Path:
         table: LatentTable = {**data.latents, "chunks": [chunks.get(i, -1) for i in data.latents["ids"]]}
         _write(temp / "data" / "latents.js", to_script("latents", table))
         _write(temp / "data" / "run.js", to_script("run", overview(data)))
-        _write(temp / "index.html", index_html(data.run["name"], "static"))
+        _write(temp / "index.html", index_html(data.run["name"], "static", curves=curves))
         write_manifest(temp, KIND, pages=len(chunks), latents=len(data.latents["ids"]))
     return folder / "index.html"
 

@@ -57,6 +57,10 @@ class TopKSelector:
         self.magnitude, self.relu_first = magnitude, relu_first
         self._values: list[Tensor] = []
 
+    def fresh(self) -> TopKSelector:
+        """The same rule with nothing taken yet."""
+        return TopKSelector(self.uniform_k or 0, self.magnitude, self.relu_first)
+
     def tile(self, scores: Tensor, gate: Tensor) -> Tensor:
         """Keep the k best of each row of `gate`; remember their scores."""
         if self.magnitude:
@@ -89,6 +93,10 @@ class ThresholdSelector:
         self.floor, self.on_scores = floor, on_scores
         self._values: list[Tensor] = []
         self._lengths: list[Tensor] = []
+
+    def fresh(self) -> ThresholdSelector:
+        """The same rule with nothing taken yet."""
+        return ThresholdSelector(self.floor, self.on_scores)
 
     def tile(self, scores: Tensor, gate: Tensor) -> Tensor:
         """Keep entries above the floor."""

@@ -16,23 +16,20 @@ from unmix.coder.codes import Codes
 from unmix.coder.config import CoderConfig
 from unmix.coder.sparse_coder import SparseCoder
 from unmix.core.plugins import Registry
+from unmix.train.objectives.predictions import Predictions
 from unmix.train.objectives.specs import TermSpec
 
 
 @dataclass(frozen=True)
 class ModelStep:
-    """What the language model said with and without the coder, at the positions that count."""
+    """What the language model did with and without the coder, at the positions that count."""
 
-    tokens: Tensor
-    """[batch, pos]."""
-    predicts: Tensor
-    """bool [batch, pos]: positions whose next token is predicted and counts."""
-    original: Tensor
-    """Logits of the model as it is [batch, pos, vocab], without gradients."""
-    spliced: Tensor
-    """Logits through the reconstruction [batch, pos, vocab]."""
+    predictions: Predictions | None
+    """Where kl or ce is asked for."""
     later: Mapping[str, tuple[Tensor, Tensor]]
     """By downstream hook: activations [rows, d] of the model as it is (no gradients), and spliced."""
+    sharers: Mapping[str, int]
+    """By term: how many coders in the pass have it."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +51,22 @@ class Step:
     """Share of the training that is done, for annealing."""
     model: ModelStep | None = None
     """Where an objective looks at the spliced model."""
+    others: Tensor | None = None
+    """What other coders write to the same hooks [rows, d_out], where coders are trained as a set."""
+    weights: Tensor | None = None
+    """What each squared element of the error counts [d_out]; None: 1."""
+
+    def error(self, reconstruction: Tensor) -> Tensor:
+        """mean ‖target − reconstruction‖² / variance, over rows: the unit of every local loss."""
+        squares = (self.target - reconstruction).square()
+        if self.weights is not None:
+            squares = squares * self.weights
+        return squares.sum(-1).mean() / self.variance
 
     def fvu(self) -> float:
         """The batch's fraction of variance unexplained."""
         with torch.no_grad():
-            return float((self.target - self.reconstruction).square().sum(-1).mean() / self.variance)
+            return float(self.error(self.reconstruction))
 
 
 class Term(Protocol):
@@ -77,8 +85,8 @@ OBJECTIVES = Registry(
     "objective",
     {
         "mse": "unmix.train.objectives.mse:MSE",
-        "l1": "unmix.train.objectives.sparsity:L1",
-        "l0": "unmix.train.objectives.sparsity:L0",
+        "l1": "unmix.train.objectives.l1:L1",
+        "l0": "unmix.train.objectives.l0:L0",
         "auxk": "unmix.train.objectives.auxk:AuxK",
         "multi_topk": "unmix.train.objectives.multi_topk:MultiTopK",
         "gate": "unmix.train.objectives.gate:Gate",

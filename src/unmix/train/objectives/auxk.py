@@ -15,6 +15,7 @@ from unmix.train.objectives.specs import AuxKSpec
 class AuxK:
     """Σ‖e − ê‖² / Σ‖e − ē‖² with e the detached residual and ê from the best `k_aux` dead latents, without b_dec.
 
+    The best are those with the largest gate, the pre-activation in the coder's gate space, as its codes are chosen.
     0 where no latent is dead or the residual is constant. The encoder learns from it too: gradients run through
     the dead latents' pre-activations.
     """
@@ -35,14 +36,14 @@ class AuxK:
         spread = (residual - residual.mean(0)).square().sum()
         if not bool(spread > 0):
             return zero
-        bias = coder.input_bias()
+        bias, scale = coder.input_bias(), coder.gate_factor()
         k = min(self.k_aux, step.dead.numel())
         values, indices, offsets = sparse_affine(
             step.x,
             coder.W_enc[step.dead],
             coder.b_enc[step.dead],
             None if bias is None else bias.detach(),
-            None,
+            None if scale is None else scale[step.dead],
             TopKSelector(k),
         )
         guess = sparse_decode(values.relu(), coder.W_dec[step.dead], indices, offsets)

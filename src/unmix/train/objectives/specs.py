@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -42,6 +43,14 @@ class MseSpec(TermSpec):
     reduce: Literal["sum", "mean"] = "sum"
     """Over the prefixes: the paper and SAELens sum, dictionary_learning takes the mean."""
 
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if any(small >= large for small, large in itertools.pairwise((0, *self.prefixes))):
+            raise ValueError(f"prefixes must be positive and ascending, found {list(self.prefixes)}")
+        if self.reduce != "sum" and not self.prefixes:
+            raise ValueError("reduce belongs to prefixes, and there are none")
+        return self
+
 
 class L1Spec(TermSpec):
     """Mean over tokens of Σ |f|^p, each latent times its decoder norm unless told otherwise; p may fall to `p_end`."""
@@ -52,6 +61,12 @@ class L1Spec(TermSpec):
     """Reached linearly at the end of the training (p-annealing, Karvonen et al. 2024)."""
     norms: bool = True
     """Whether each latent counts times the norm of its decoder row (of each write's part, in a crosscoder)."""
+
+    @model_validator(mode="after")
+    def _falls(self) -> Self:
+        if self.p_end is not None and self.p_end >= self.p:
+            raise ValueError(f"p_end is {self.p_end:g}, p is {self.p:g}: annealing makes p smaller")
+        return self
 
 
 class L0Spec(TermSpec):
@@ -93,9 +108,11 @@ class GateSpec(TermSpec):
 
     term: Literal["gate"] = "gate"
     weight: NonNegativeFloat = 1.0
-    """Weight of the auxiliary reconstruction."""
+    """Of both parts."""
     sparsity: NonNegativeFloat = 0.0
-    """λ, in units of the loss."""
+    """λ: what the mean Σ relu(π)·‖w_dec‖ counts against the error, in units of the target's variance."""
+    sparsity_warmup: float = Field(default=0.0, ge=0, le=1)
+    """Share of the training over which λ rises linearly from 0; the auxiliary error counts from the start."""
 
 
 class KlSpec(TermSpec):

@@ -1,0 +1,5 @@
+"""Tensors here are tiny."""
+
+from torch_settings import torch_settings
+
+__all__ = ["torch_settings"]
