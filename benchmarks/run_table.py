@@ -51,9 +51,11 @@ def column(folder: Path) -> dict[str, str]:
                 cells[f"{row['explainer']}, {row['scorer']} {name}"] = (
                     f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}], {covered}"
                 )
-    seconds = {name: stamp(folder, name)["seconds"] for name in STAGE_NAMES}
-    cells["seconds: " + ", ".join(STAGE_NAMES)] = ", ".join(f"{seconds[name]:.0f}" for name in STAGE_NAMES)
-    cells["minutes in all"] = f"{sum(seconds.values()) / 60:.1f}"
+    # A stage whose result was removed at the end (the activation cache) has left no stamp: the log says its time.
+    found = {name: stamp(folder, name) for name in STAGE_NAMES}
+    cells["seconds: " + ", ".join(STAGE_NAMES)] = ", ".join(
+        "–" if s is None else f"{s['seconds']:.0f}" for s in found.values()
+    )
     return cells
 
 
@@ -64,10 +66,10 @@ def figure(entry: dict[str, Any], form: str) -> str:
     return f"{form.format(entry['value'])} [{form.format(entry['low'])}, {form.format(entry['high'])}]"
 
 
-def stamp(folder: Path, stage: str) -> dict[str, Any]:
-    """What the walker wrote of a finished stage."""
+def stamp(folder: Path, stage: str) -> dict[str, Any] | None:
+    """What the walker wrote of a finished stage; None where it took that back."""
     path = folder / ".stages" / f"{stage}.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def main(places: list[str]) -> None:
