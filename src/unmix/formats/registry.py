@@ -69,6 +69,31 @@ class Format:
         raise FormatError(f"the format {self.name!r} can be read but not written")
 
 
+class FileFormat(Format):
+    """A layout with one coder a file: a place is one of them, or a folder with any number."""
+
+    def files(self, place: Place) -> list[str]:
+        """The files of a place that hold this layout, by their paths in its folder."""
+        raise NotImplementedError
+
+    def called(self, file: str) -> str:
+        """The name of a file's coder, where there are several."""
+        return Path(file).stem
+
+    def recognise(self, place: Place) -> bool:
+        """By its files."""
+        return bool(self.files(place))
+
+    def coders(self, place: Place) -> tuple[str, ...]:
+        """One a file; a single one has no name."""
+        files = self.files(place)
+        return ("",) if len(files) == 1 else tuple(map(self.called, files))
+
+    def file_of(self, place: Place, name: str) -> str:
+        """The file of one of `coders`."""
+        return next(file for file in self.files(place) if not name or self.called(file) == name)
+
+
 def format_of(name: str) -> Format:
     """The format called `name`; `ConfigError` naming the nearest where there is none."""
     made: Format = FORMATS.get(name)()

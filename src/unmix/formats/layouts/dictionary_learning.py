@@ -24,7 +24,7 @@ from unmix.formats.keymap import Stored, read_state
 from unmix.formats.layouts.activation_statistics import KEYS as STATISTICS
 from unmix.formats.layouts.activation_statistics import standardise, statistics_keymap
 from unmix.formats.place import Place
-from unmix.formats.registry import Format
+from unmix.formats.registry import FileFormat
 from unmix.formats.settings import Settings
 
 CONFIG = "config.json"
@@ -88,25 +88,20 @@ OTHER_CONFIGS = ("cfg.json", "config.json", "hyperparams.json", "config.yaml", "
 """Configs that say whose file it is where its tensors do not."""
 
 
-class DictionaryLearningFormat(Format):
+class DictionaryLearningFormat(FileFormat):
     """`ae.pt`, with or without the trainer's `config.json`."""
 
     name = "dictionary_learning"
     looks_for = f"{WEIGHTS} (or another .pt) with the tensors of {', '.join(KINDS)}"
     writable = True
 
-    def recognise(self, place: Place) -> bool:
+    def files(self, place: Place) -> list[str]:
         """By the tensors; four of the kinds have names that other projects use too, so not beside their configs."""
-        return bool(_files(place))
-
-    def coders(self, place: Place) -> tuple[str, ...]:
-        """One; of a folder without `ae.pt`, one a checkpoint."""
-        files = _files(place)
-        return ("",) if len(files) == 1 else tuple(Path(file).stem for file in files)
+        return _files(place)
 
     def read(self, place: Place, name: str = "") -> Draft:
         """See the module."""
-        file = next(f for f in _files(place) if not name or Path(f).stem == name)
+        file = self.file_of(place, name)
         tree = _config(place)
         trainer = Settings(place, CONFIG, tree).object("trainer")
         cls = _class_of(place, file, trainer)

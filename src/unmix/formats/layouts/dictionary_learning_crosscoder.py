@@ -26,7 +26,7 @@ from unmix.formats.layouts.activation_statistics import KEYS as STATISTICS
 from unmix.formats.layouts.activation_statistics import standardise, statistics_keymap
 from unmix.formats.lazy import Lazy, apply
 from unmix.formats.place import Place
-from unmix.formats.registry import Format
+from unmix.formats.registry import FileFormat
 from unmix.formats.settings import Settings
 
 log = logging.getLogger("unmix")
@@ -49,25 +49,20 @@ _SCALARS = (Stored(_ID, _ID, (), kind="ignored"), Stored("k", "k", (), kind="ign
 _GATES = {1: "decoder_norm_sum", 2: "decoder_norm", 3: "own", 4: "raw", 5: "decoder_norm"}
 
 
-class CrosscoderFormat(Format):
+class CrosscoderFormat(FileFormat):
     """`model.safetensors` or `.pt` with `encoder.weight [L, d, F]`."""
 
     name = "dictionary_learning_crosscoder"
     looks_for = "a .pt or .safetensors with encoder.weight [hooks, d, latents] and decoder.weight [hooks, latents, d]"
     writable = True
 
-    def recognise(self, place: Place) -> bool:
+    def files(self, place: Place) -> list[str]:
         """By the names of the tensors and the three dimensions of the encoder."""
-        return bool(_files(place))
-
-    def coders(self, place: Place) -> tuple[str, ...]:
-        """One a file."""
-        files = _files(place)
-        return ("",) if len(files) == 1 else tuple(Path(file).stem for file in files)
+        return _files(place)
 
     def read(self, place: Place, name: str = "") -> Draft:
         """See the module."""
-        file = next(f for f in _files(place) if not name or Path(f).stem == name)
+        file = self.file_of(place, name)
         settings = Settings(place, CONFIG, place.peek(CONFIG))
         prefix = _prefix(place, file)
         headers = place.store(file).headers()

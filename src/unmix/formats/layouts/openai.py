@@ -32,7 +32,7 @@ from unmix.formats.hook_names import from_openai_location, to_openai_location
 from unmix.formats.keymap import Stored, read_state, write_state
 from unmix.formats.lazy import Lazy
 from unmix.formats.place import Place
-from unmix.formats.registry import Format
+from unmix.formats.registry import FileFormat
 from unmix.formats.settings import Settings
 
 EPS = 1e-5
@@ -51,26 +51,24 @@ _PATTERNS = ("*.pt", "autoencoders/*.pt", "*/autoencoders/*.pt")
 _PATH = re.compile(r"([^/]+)/autoencoders/(\d+)\.\w+$")
 
 
-class OpenAIFormat(Format):
+class OpenAIFormat(FileFormat):
     """`.pt` of `pre_bias`, `encoder.weight`, `latent_bias`, `decoder.weight`."""
 
     name = "openai"
     looks_for = "a .pt with pre_bias, latent_bias, encoder.weight, decoder.weight"
     writable = True
 
-    def recognise(self, place: Place) -> bool:
+    def files(self, place: Place) -> list[str]:
         """By the names of the tensors; of a folder, also where the files lie in `LOCATION/autoencoders`."""
-        return bool(_files(place))
+        return _files(place)
 
-    def coders(self, place: Place) -> tuple[str, ...]:
-        """One a file, by its path."""
-        files = _files(place)
-        return ("",) if len(files) == 1 else tuple(file.removesuffix(".pt") for file in files)
+    def called(self, file: str) -> str:
+        """By its path."""
+        return file.removesuffix(".pt")
 
     def read(self, place: Place, name: str = "") -> Draft:
         """See the module."""
-        files = _files(place)
-        file = next(f for f in files if not name or f.removesuffix(".pt") == name)
+        file = self.file_of(place, name)
         found = read_state(place, file, KEYMAP)
         values = Settings(place, file, dict(place.store(file).values))
         activation, kept = _activation(values)

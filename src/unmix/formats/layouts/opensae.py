@@ -33,7 +33,7 @@ from unmix.formats.keymap import read_state, write_state
 from unmix.formats.layouts.sparsify import KEYMAP, KEYS
 from unmix.formats.lazy import Lazy
 from unmix.formats.place import Place
-from unmix.formats.registry import Format
+from unmix.formats.registry import FileFormat
 from unmix.formats.settings import Settings
 
 CONFIG = "config.json"
@@ -46,7 +46,7 @@ _IGNORED = (
 )  # fmt: skip
 
 
-class OpenSaeFormat(Format):
+class OpenSaeFormat(FileFormat):
     """`config.json` + `model*.safetensors`, or the trainer's `.pt`."""
 
     name = "opensae"
@@ -55,20 +55,19 @@ class OpenSaeFormat(Format):
 
     def recognise(self, place: Place) -> bool:
         """By the tensors, and a config of this layout or none (then sparsify's weights look the same)."""
-        if not _files(place):
+        if not super().recognise(place):
             return False
         if (place.folder / CONFIG).is_file():
             return "feature_size" in place.peek(CONFIG)
         return not (place.folder / "cfg.json").is_file()
 
-    def coders(self, place: Place) -> tuple[str, ...]:
+    def files(self, place: Place) -> list[str]:
         """One; of a trainer's folder, one a checkpoint."""
-        files = _files(place)
-        return ("",) if len(files) == 1 else tuple(Path(file).stem for file in files)
+        return _files(place)
 
     def read(self, place: Place, name: str = "") -> Draft:
         """See the module."""
-        file = next(f for f in _files(place) if not name or Path(f).stem == name)
+        file = self.file_of(place, name)
         if not (place.folder / CONFIG).is_file():
             raise FormatError(
                 f"{place.shown}: {file} holds the weights of an OpenSAE, but {CONFIG} is missing, which says k and how "
