@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,23 +123,33 @@ def train(folder: Path, kind: str, moment: str) -> None:
     save_checkpoint(folder / "final", "key", trainer.parts())
 
 
-def main(root: Path, cases: list[str]) -> None:
-    """Every case, each child in a process of its own."""
+def quicken() -> None:
+    """What every child inherits: one thread, and no waiting for the disk."""
     torch.set_num_threads(1)
     os.fsync = lambda fd: None  # the disk is slow, and a killed process loses nothing that it wrote
+
+
+def in_children(case: str, moments: Sequence[str], life: Callable[[str], None]) -> None:
+    """`life(moment)` of every moment in a process of its own that must die there; then once more, to the end."""
+    for moment in [*moments, "never"]:
+        child = os.fork()
+        if child == 0:
+            life(moment)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        if killed != (moment != "never") or (not killed and os.WEXITSTATUS(status)):
+            raise SystemExit(f"{case}: the child of {moment!r} ended with status {status}")
+
+
+def main(root: Path, cases: list[str]) -> None:
+    """Every case, each child in a process of its own."""
+    quicken()
     for kind in ("topk", "muon"):
         train(root / f"warm-{kind}", kind, "never")  # what torch imports late, once for all children
     for case in cases:
         kind, *moments = case.split(":")
-        for moment in [*moments, "never"]:
-            child = os.fork()
-            if child == 0:
-                train(root / case, kind, moment)
-                os._exit(0)
-            _, status = os.waitpid(child, 0)
-            killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-            if killed != (moment != "never") or (not killed and os.WEXITSTATUS(status)):
-                raise SystemExit(f"{case}: the child of {moment!r} ended with status {status}")
+        in_children(case, moments, partial(train, root / case, kind))
 
 
 if __name__ == "__main__":

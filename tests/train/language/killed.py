@@ -6,14 +6,11 @@ the end. `FOLDER/CASE` is then the whole folder of `lm-train`. The second argume
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
+from functools import partial
 from pathlib import Path
 
-import torch
-
-from train.killed import after, half_a_line
+from train.killed import after, half_a_line, in_children, quicken
 from unmix.core import atomic
 from unmix.train import metrics_log
 from unmix.train.language import checkpoint, sample, tokenizer, walk
@@ -57,19 +54,10 @@ def train(folder: Path, text: Path, moment: str) -> None:
 
 def main(root: Path, text: Path, cases: list[str]) -> None:
     """Every case, each child in a process of its own."""
-    torch.set_num_threads(1)
-    os.fsync = lambda fd: None  # the disk is slow, and a killed process loses nothing that it wrote
+    quicken()
     train(root / "straight", text, "never")  # what torch and transformers import late, once for all children
     for case in cases:
-        for moment in [*case.split(":"), "never"]:
-            child = os.fork()
-            if child == 0:
-                train(root / case, text, moment)
-                os._exit(0)
-            _, status = os.waitpid(child, 0)
-            killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-            if killed != (moment != "never") or (not killed and os.WEXITSTATUS(status)):
-                raise SystemExit(f"{case}: the child of {moment!r} ended with status {status}")
+        in_children(case, case.split(":"), partial(train, root / case, text))
 
 
 if __name__ == "__main__":
