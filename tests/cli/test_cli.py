@@ -17,16 +17,6 @@ from unmix.cli import COMMANDS, main
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = main(list(arguments))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
 def config(tmp_path: Path, **fields: Any) -> str:
     tree = {"model": {"name": str(tmp_path / "no-model")}, "coder": {"hook": "layers.1"}, **fields}
     path = tmp_path / "r.yaml"
