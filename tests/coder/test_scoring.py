@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unmix.coder import scoring, sparse
 from unmix.coder.activations.selection import Selector, ThresholdSelector, TopKSelector
 from unmix.coder.certified import group_size
-from unmix.coder.scoring import Screen, below, hits
+from unmix.coder.scoring import Product, Screen, below, hits, kth_largest, two_least
 from unmix.coder.sparse_coder import SparseCoder
 
 from .makers import make_coder
@@ -190,6 +190,30 @@ def test_few_rows_are_scored_again() -> None:
     assert tied.again == tied.rows == 100
 
 
+@pytest.mark.parametrize(("problem", "k"), [("twins", 7), ("duplicates", 8)])
+def test_close_calls_are_settled_without_a_whole_row(problem: str, k: int) -> None:
+    """A pair split by the border, or three that tie across it: float32's own scores of those alone tell."""
+    counted = assert_same(make(problem, 200, 64, 512, 0), best(k, "signed"))
+    assert counted.rows == 200
+    assert counted.again <= 20
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    n=st.integers(16, 200), d=st.integers(1, 700), F=st.integers(64, 700), rows=st.integers(1, 64),
+    columns=st.integers(1, 200), seed=st.integers(0, 999),
+)  # fmt: skip
+def test_a_corner_of_the_product_is_the_product_of_a_corner(
+    n: int, d: int, F: int, rows: int, columns: int, seed: int
+) -> None:
+    """To the bit, as close calls need it: how a kernel sums must not depend on what else it multiplies."""
+    x, W, b, _ = make("plain", n, d, F, seed)
+    generator = torch.Generator().manual_seed(seed)
+    some, ids = (torch.randperm(m, generator=generator)[:c].sort().values for m, c in ((n, rows), (F, columns)))
+    whole = torch.mm(x, W.T, out=torch.empty(n, F)).add_(b)
+    assert torch.equal(sparse._corner(x, W, b)(some, ids), whole[some][:, ids])
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_takes_the_float32_path(bad: float) -> None:
     """In the input it costs its own row, in the weights all of them; it reaches the loss as before."""
@@ -222,6 +246,50 @@ def test_the_margins_hold(problem: str, d: int, seed: int) -> None:
     rows, ids = torch.arange(20).repeat_interleave(64), torch.arange(64).repeat(20)
     gate, off = screen.weigh(rows, ids)
     assert bool(((single.reshape(-1) - gate).abs() <= off)[finite.reshape(-1)].all())
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_product_rounds_as_it_says(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With oneDNN's own bias, where torch has it, and with a bias added afterwards."""
+    if fused and not scoring.fused():
+        pytest.skip("this processor or torch has no fused bfloat16 product")
+    monkeypatch.setattr(scoring, "fused", lambda: fused)
+    x, W, b, _ = make("plain", 100, 64, 512, 0)
+    x, W = x.bfloat16(), W.bfloat16()
+    for shift in (b, 100 * b, 0 * b):
+        product = Product(W, shift)
+        tile, size = product(x), (x.double().abs() @ W.double().abs().T)
+        true = x.double() @ W.double().T + shift.double()
+        off = product.relative * true.abs() + product.wrong_bias(shift.abs().max()) + 2.0**-17 * size
+        assert tile.dtype == torch.bfloat16
+        assert bool(((tile.double() - true).abs() <= off).all())
+
+
+def test_kth_largest_is_that_of_topk() -> None:
+    """Negative numbers, zeros of both signs, repeats and infinities included."""
+    values = torch.randn(200, 40, generator=torch.Generator().manual_seed(0)).bfloat16()
+    values[:50] = values[:50].round()
+    values[50:60, :5], values[60:70, 5:12] = torch.inf, -torch.inf
+    values[70:80] *= 0
+    for k in (1, 7, 40):
+        assert torch.equal(kth_largest(values, k), values.float().topk(k).values[:, -1:])
+
+
+def test_two_least_are_the_ends_of_a_sort() -> None:
+    """Equal ones count twice."""
+    best = torch.randn(50, 9, generator=torch.Generator().manual_seed(0)).mul_(2).round_()
+    best[0] = -torch.inf
+    second, first = two_least(best)
+    assert torch.equal(torch.cat([first, second], -1), best.sort(-1).values[:, :2])
+    assert [part.tolist() for part in two_least(torch.tensor([[3.0, 1.0]]))] == [[[3.0]], [[1.0]]]
+
+
+@pytest.mark.parametrize("top", [100, 2**16, 2**16 + 1, 2**40])
+def test_sorting_is_stable_whatever_the_size(top: int) -> None:
+    """Two, four or eight bytes a key."""
+    keys = torch.randint(0, 50, (1000,), generator=torch.Generator().manual_seed(0)) * (top // 50)
+    keys[:3] = top - 1
+    assert torch.equal(sparse.sorting(keys, top), torch.sort(keys, stable=True).indices)
 
 
 @pytest.mark.parametrize("columns", [64, 63])

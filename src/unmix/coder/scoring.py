@@ -8,7 +8,8 @@ only finds *candidates*. What float32 rounds differently is bounded, not hoped f
 so entries whose bfloat16 score falls short of the k-th largest by more than both are off are in no row's top k. The
 candidates (1.5 to 2 k of them) are scored again in float32, and the k best are taken where they stand out from the
 others by more than float32 itself can be off, for any order of summation (`Margins.round_off`). Close calls are weighed
-once more in float64 (`Screen.weigh`); rows that stay undecided, ties among them, go through the float32 path whole.
+once more in float64 (`Screen.weigh`), and what stays undecided, ties among them, by float32 products of just those
+rows and latents, which sum as the product of all does. Rows with too many close calls take the float32 path whole.
 Selected latents are therefore those of the float32 path; values are float32 dot products, equal to that path's up to
 their rounding.
 
@@ -37,8 +38,12 @@ TINY = 2.0**-120
 WORTH = 2**27
 """Multiplications (rows × latents × width) below which the float32 product is too cheap to be worth a detour."""
 
+BLOCK = 2**19
+"""float32 numbers looked at together where several passes follow each other."""
 WEIGHED = 2**18
 """float64 products held at once while close calls are weighed."""
+NEEDED = "_linear_pointwise"
+"""The operation of torch's that oneDNN's product goes by."""
 NARROW = 64
 """Latents below which matrix kernels may sum in another order for another number of rows (seen below 16)."""
 
@@ -98,6 +103,11 @@ def worthwhile(x: Tensor, W: Tensor) -> bool:
     return kind == "bfloat16" or (x.shape[0] * W.numel() >= WORTH and _multiplies_bfloat16())
 
 
+def fused() -> bool:
+    """Whether the product is oneDNN's, with its bias and weights packed once for all tiles."""
+    return _multiplies_bfloat16() and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, NEEDED)
+
+
 def _multiplies_bfloat16() -> bool:
     found = torch.cpu.get_capabilities()
     return any(found.get(flag, False) for flag in ("avx512_bf16", "amx_bf16"))
@@ -106,6 +116,22 @@ def _multiplies_bfloat16() -> bool:
 def norms(x: Tensor) -> Tensor:
     """Upper bounds of the rows' Euclidean norms `[rows]`, squares that underflow included."""
     return torch.linalg.vector_norm(x, dim=-1) * SLACK + x.shape[-1] ** 0.5 * 2.0**-62
+
+
+def lowered(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`(x in bfloat16, norms of its rows [rows], norms of what rounding took from them [rows])`.
+
+    Block by block, so that what is made on the way stays in the cache.
+    """
+    low = torch.empty_like(x, dtype=torch.bfloat16, memory_format=torch.contiguous_format)
+    norm, wrong = x.new_empty(len(x)), x.new_empty(len(x))
+    step = max(1, BLOCK // x.shape[1])
+    for part, small, n, w in zip(x.split(step), low.split(step), norm.split(step), wrong.split(step), strict=True):
+        small.copy_(part)
+        n.copy_(norms(part))
+        # float() first: a difference of two dtypes is not vectorised and takes three times as long.
+        w.copy_(norms(small.float().sub_(part)))
+    return low, norm, wrong
 
 
 @dataclass(frozen=True)
@@ -119,7 +145,38 @@ class Margins:
 
 
 ROUNDED = 2.0**-8 * SLACK
-"""Relative rounding of a bfloat16 score: once after the product, and once more after the bias."""
+"""Relative rounding of a number to bfloat16."""
+
+
+class Product:
+    """`x̃ Wᵀ + shift` in bfloat16, accumulated in float32.
+
+    oneDNN adds the bias before it rounds; where torch was built without it, the bias is a second pass and rounds again.
+    """
+
+    def __init__(self, W_low: Tensor, shift: Tensor) -> None:
+        """`W_low` `[F, d]` in bfloat16, `shift` `[F]` in float32."""
+        self.shift = shift if bool(shift.count_nonzero()) else None
+        self._packed = None
+        if fused():
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(W_low)
+            self.relative = ROUNDED
+        else:
+            self._W, self._low = W_low, shift.bfloat16()
+            self.relative = ROUNDED * (1 if self.shift is None else 2)
+
+    def wrong_bias(self, bias: Tensor) -> Tensor:
+        """How far off the bias can be, and what its own rounding costs, where none exceeds `bias`."""
+        if self._packed is not None or self.shift is None:
+            return 4 * UNIT * bias
+        return (self.shift - self._low).abs().max() + 2 * ROUNDED * bias
+
+    def __call__(self, x_low: Tensor) -> Tensor:
+        """A new `[rows, F]`."""
+        if self._packed is not None:
+            return torch.ops.mkldnn._linear_pointwise(x_low, self._packed, self.shift, "none", [], "")
+        tile = torch.mm(x_low, self._W.T)
+        return tile if self.shift is None else tile.add_(self._low)
 
 
 class Screen:
@@ -138,32 +195,28 @@ class Screen:
         if floor is not None:
             shift = shift - floor
             bias = bias + shift.abs().max()
-        self.W_low, self.x_low, self.b_low = scaled.bfloat16(), x.bfloat16(), shift.bfloat16()
-        # float() first: a difference of two dtypes is not vectorised and takes three times as long.
-        norm_W, wrong_W = norms(scaled).max(), norms(self.W_low.float().sub_(scaled)).max()
-        norm_x, wrong_x = norms(x).unsqueeze(-1), norms(self.x_low.float().sub_(x)).unsqueeze(-1)
-        self.usable = bool(torch.isfinite(norm_W + wrong_W + self.b_low.sum()))
-        self.biased = bool(self.b_low.count_nonzero())
-        self.relative = ROUNDED * (2 if self.biased else 1)
+        self.x_low, norms_x, wrongs_x = lowered(x)
+        W_low, norms_W, wrongs_W = lowered(scaled)
+        norm_W, wrong_W = norms_W.max(), wrongs_W.max()
+        norm_x, wrong_x = norms_x.unsqueeze(-1), wrongs_x.unsqueeze(-1)
+        self.product = Product(W_low, shift)
+        self.relative = self.product.relative
+        self.usable = bool(torch.isfinite(norm_W + wrong_W + shift.sum()))
         d = x.shape[-1]
         self.tiny = TINY * d * (1 + norm_W + norm_x + (0 if scale is None else scale.abs().max()))
         round_off = SLACK * UNIT * ((d + 8) * norm_x * norm_W + 4 * bias) + self.tiny
-        wrong_bias = (shift - self.b_low).abs().max() + 2 * ROUNDED * bias
         accumulated = 2 * (d + 8) * UNIT * (norm_x + wrong_x) * (norm_W + wrong_W)
-        screen = SLACK * (wrong_x * norm_W + (norm_x + wrong_x) * wrong_W + wrong_bias + accumulated) + 2 * round_off
-        self.margins = Margins(screen, round_off)
+        wrong = wrong_x * norm_W + (norm_x + wrong_x) * wrong_W + self.product.wrong_bias(bias) + accumulated
+        self.margins = Margins(SLACK * wrong + 2 * round_off, round_off)
 
     def tiles(self, rows: int) -> Iterator[tuple[int, Tensor]]:
-        """`(first row, bfloat16 gates [t, F])` of tile after tile, in one buffer."""
-        buffer = self.x_low.new_empty(min(rows, len(self.x)), self.W.shape[0])
+        """`(first row, bfloat16 gates [t, F])` of tile after tile, which may be written over."""
         for start in range(0, len(self.x), rows):
-            part = self.x_low[start : start + rows]
-            tile = torch.mm(part, self.W_low.T, out=buffer[: len(part)])
-            yield start, tile.add_(self.b_low) if self.biased else tile
+            yield start, self.product(self.x_low[start : start + rows])
 
     def gates(self, z: Tensor, ids: Tensor) -> Tensor:
         """Gates of pre-activations, as the float32 path computes them."""
-        return z if self.scale is None else z * self.scale[ids]
+        return z if self.scale is None else z * self.scale.index_select(0, ids)
 
     def weigh(self, rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Gates of pairs in float64, and how far off the float32 path's can be.
@@ -178,17 +231,17 @@ class Screen:
 
     def _weigh(self, rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The same for a piece that fits the cache."""
-        products = self.x[rows].double().mul_(self.W[ids].double())
+        products = self.x.index_select(0, rows).double().mul_(self.W.index_select(0, ids))
         prefix = products.cumsum(-1)
         dot, reach = prefix[:, -1], prefix.amax(-1).clamp_min_(0) - prefix.amin(-1).clamp_max_(0)
         size = products.abs_().sum(-1)
-        bias = self.b[ids].double()
+        bias = self.b.index_select(0, ids).double()
         z = dot + bias
         off = SLACK * UNIT * (self.x.shape[-1] * reach + size + 2 * z.abs() + 2 * bias.abs())
         if self.scale is not None:
-            factor = self.scale[ids].double()
+            factor = self.scale.index_select(0, ids).double()
             z, off = z * factor, (off + SLACK * UNIT * z.abs()) * factor.abs()
-        return z, off + self.tiny[rows].squeeze(-1)
+        return z, off + self.tiny.squeeze(-1).index_select(0, rows)
 
 
 def hits(tile: Tensor, floor: Tensor) -> Tensor:
@@ -202,8 +255,8 @@ def hits(tile: Tensor, floor: Tensor) -> Tensor:
         return marks.view(torch.int16).nonzero().squeeze(-1)
     words = marks.view(torch.int64)
     found = words.nonzero().squeeze(-1)
-    inside = words[found].view(torch.int16).nonzero().squeeze(-1)
-    return found[inside >> 2] * 4 + (inside & 3)
+    inside = words.index_select(0, found).view(torch.int16).nonzero().squeeze(-1)
+    return found.index_select(0, inside >> 2).mul_(4).add_(inside.bitwise_and_(3))
 
 
 def below(floor: Tensor) -> Tensor:
@@ -214,3 +267,25 @@ def below(floor: Tensor) -> Tensor:
     lower = torch.where(nearest > 0, bits - 1, bits + 1).to(torch.int16).view(torch.bfloat16)
     lower = torch.where(nearest == 0, torch.tensor(-TINY, dtype=torch.bfloat16), lower)
     return torch.where((nearest.float() > floor) & torch.isfinite(floor), lower, nearest)
+
+
+def kth_largest(values: Tensor, k: int) -> Tensor:
+    """The k-th largest bfloat16 number of each row `[t, n]` → float32 `[t, 1]`; NaN counts as large or small.
+
+    As integers the bits are ordered as the numbers are, once those of negative ones are turned round; `topk` of
+    integers takes two thirds of the time.
+    """
+    bits = values.view(torch.int16)
+    least = _turned(bits).topk(k, sorted=False).values.amin(-1, keepdim=True)
+    return _turned(least).view(torch.bfloat16).float()
+
+
+def _turned(bits: Tensor) -> Tensor:
+    """int16: the order of the bits to the order of the numbers, and back."""
+    return bits ^ ((bits >> 15) & 0x7FFF)
+
+
+def two_least(best: Tensor) -> tuple[Tensor, Tensor]:
+    """The second smallest and the smallest of each row `[t, n]`, n at least 2, as `[t, 1]` each."""
+    place = best.argmin(-1, keepdim=True)
+    return best.scatter(-1, place, torch.inf).amin(-1, keepdim=True), best.gather(-1, place)

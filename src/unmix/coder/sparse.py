@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from unmix.coder import dense_path
 from unmix.coder.activations.selection import Selector, ThresholdSelector, TopKSelector
-from unmix.coder.certified import Dots, TopKRule, above, group_size, top_k
+from unmix.coder.certified import Corner, Dots, Paths, TopKRule, above, group_size, top_k
 from unmix.coder.codes import offsets_of
 from unmix.coder.scoring import Screen, scoring, worthwhile
 
@@ -58,16 +59,30 @@ def bag(
     rows = offsets.shape[0] - 1
     if ids.shape[0] == 0:
         return table.new_zeros(rows, table.shape[1])
+    # Detached: for a table that learns torch would also note down what its own backward pass needs.
     return functional.embedding_bag(
-        ids.long(), table, offsets.long(), mode="sum", per_sample_weights=weights, include_last_offset=True
+        ids.long(),
+        table.detach(),
+        offsets.long(),
+        mode="sum",
+        per_sample_weights=weights.detach(),
+        include_last_offset=True,
     )
 
 
 def by_latent(indices: Tensor, rows: Tensor, n_latents: int) -> tuple[Tensor, Tensor, Tensor]:
     """Pairs sorted by latent: `(order [nnz], token of each sorted pair [nnz], offsets [n_latents + 1])`."""
-    ordered, order = torch.sort(indices, stable=True)
-    edges = torch.arange(n_latents + 1, device=indices.device, dtype=ordered.dtype)
-    return order, rows[order], torch.searchsorted(ordered, edges)
+    order = sorting(indices, n_latents)
+    return order, rows.index_select(0, order), offsets_of(torch.bincount(indices, minlength=n_latents))
+
+
+def sorting(keys: Tensor, top: int) -> Int[Tensor, " n"]:
+    """The order that sorts whole numbers of 0 to below `top`, equal ones as they stand; the fewer bytes the faster."""
+    if top <= 2**16:
+        keys = (keys - 2**15).to(torch.int16)
+    elif top < 2**31:
+        keys = keys.to(torch.int32)
+    return torch.sort(keys, stable=True).indices
 
 
 def pair_dots(left: Tensor, rows: Tensor, table: Tensor, indices: Tensor) -> Float[Tensor, " nnz"]:
@@ -76,6 +91,15 @@ def pair_dots(left: Tensor, rows: Tensor, table: Tensor, indices: Tensor) -> Flo
         return left.new_zeros(0)
     offsets = torch.zeros(1, dtype=torch.int64, device=left.device)
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(left, table, indices.long(), offsets, rows, 0, -1)
+
+
+def entry_dots(left: Tensor, table: Tensor, indices: Tensor, offsets: Tensor) -> Float[Tensor, " nnz"]:
+    """The same for the entries of codes."""
+    if dense_path.pays(indices, offsets, table, dense_path.BACKWARD):
+        return dense_path.dots(left, table, indices, offsets)
+    rows = torch.arange(offsets.shape[0] - 1, device=left.device)
+    rows = rows.repeat_interleave(offsets.diff(), output_size=indices.shape[0])
+    return pair_dots(left, rows, table, indices)
 
 
 def _select(x: Tensor, W: Tensor, b: Tensor, scale: Tensor | None, selector: Selector) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,8 +138,8 @@ def _top_k(
         return indices.long().view(-1, k)[: len(some)], values.view(-1, k)[: len(some)]
 
     rule = TopKRule(k, selector.magnitude, selector.relu_first)
-    step = tile_rows(n_latents, x.element_size())
-    ids, values = top_k(screen, rule, step, _dots(x, W, b), exact)
+    paths = Paths(_dots(x, W, b), _corner(x, W, b), exact)
+    ids, values = top_k(screen, rule, tile_rows(n_latents, x.element_size()), paths)
     offsets = torch.arange(x.shape[0] + 1, device=x.device, dtype=torch.int64) * k
     return values.view(-1), ids.view(-1).to(torch.int32), offsets
 
@@ -135,7 +159,8 @@ def _above(
         end = int(offsets[len(some)])
         return rows[:end], indices.long()[:end], values[:end]
 
-    found = above(screen, selector.floor, tile_rows(W.shape[0], x.element_size()), _dots(x, W, b), exact)
+    step = tile_rows(W.shape[0], x.element_size())
+    found = above(screen, selector.floor, step, _dots(x, W, b), _corner(x, W, b), exact)
     if found is None:
         return None
     rows, ids, values = found
@@ -144,7 +169,18 @@ def _above(
 
 def _dots(x: Tensor, W: Tensor, b: Tensor) -> Dots:
     """Pre-activations of pairs, one by one."""
-    return lambda rows, ids: many_pair_dots(x, rows, W, ids).add_(b[ids])
+    return lambda rows, ids: many_pair_dots(x, rows, W, ids).add_(b.index_select(0, ids))
+
+
+def _corner(x: Tensor, W: Tensor, b: Tensor) -> Corner:
+    """Pre-activations of some rows and latents as the float32 path computes them; see `tile_lengths`."""
+
+    def product(rows: Tensor, ids: Tensor) -> Tensor:
+        filled = (torch.cat([part, part.new_zeros(max(0, LEAST_ROWS - len(part)))]) for part in (rows, ids))
+        left, right = (table.index_select(0, part) for table, part in zip((x, W), filled, strict=True))
+        return torch.mm(left, right.T)[: len(rows), : len(ids)] + b.index_select(0, ids)
+
+    return product
 
 
 def _again(
@@ -164,11 +200,9 @@ def many_pair_dots(left: Tensor, rows: Tensor, table: Tensor, indices: Tensor) -
     if indices.shape[0] == 0:
         return left.new_zeros(0)
     block = max(1, BLOCK_BYTES // (left.shape[1] * left.element_size()))
-    keys = torch.div(rows, block, rounding_mode="floor") * table.shape[0] + indices
-    if (left.shape[0] // block + 1) * table.shape[0] < 2**31:
-        keys = keys.to(torch.int32)  # sorts in half the time
-    order = torch.argsort(keys)
-    dots = pair_dots(left, rows[order], table, indices[order])
+    order = torch.div(rows, block, rounding_mode="floor").mul_(table.shape[0]).add_(indices)
+    order = sorting(order, (left.shape[0] // block + 1) * table.shape[0])
+    dots = pair_dots(left, rows.index_select(0, order), table, indices.index_select(0, order))
     return torch.empty_like(dots).scatter_(0, order, dots)
 
 
@@ -197,17 +231,21 @@ class _SparseAffine(torch.autograd.Function):
         grad_z = grads[0]
         centred, W, indices, offsets = ctx.saved_tensors
         need_x, need_W, need_b, need_pre = ctx.needs_input_grad[:4]
-        grad_x = bag(W, indices, offsets, grad_z) if need_x else None
-        grad_W = grad_b = grad_pre = None
+        dense = dense_path.pays(indices, offsets, W, dense_path.BACKWARD)
+        grad_W = grad_b = grad_pre = grad_x = None
+        if dense:
+            grad_x, grad_W = dense_path.affine_gradients(grad_z, centred, W, indices, offsets, need_x, need_W)
+        elif need_x:
+            grad_x = bag(W, indices, offsets, grad_z)
         if need_b or need_pre or need_W:
             grad_b = torch.zeros(W.shape[0], dtype=grad_z.dtype, device=W.device)
             grad_b.index_add_(0, indices.long(), grad_z)
-        if need_W:
+        if need_W and not dense:
             rows = torch.arange(offsets.shape[0] - 1, device=W.device).repeat_interleave(
                 offsets.diff(), output_size=indices.shape[0]
             )
             order, tokens, edges = by_latent(indices, rows, W.shape[0])
-            grad_W = bag(centred, tokens, edges, grad_z[order])
+            grad_W = bag(centred, tokens, edges, grad_z.index_select(0, order))
         if need_pre and grad_b is not None and ctx.has_pre:
             # Σ over tokens of −Wᵀ grad_z: one product with the summed gradient, not one a token.
             grad_pre = -(grad_b @ W)
@@ -220,12 +258,18 @@ class _SparseDecode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, W_dec: Tensor, indices: Tensor, offsets: Tensor) -> Tensor:
         ctx.save_for_backward(values, W_dec, indices, offsets)
+        if dense_path.pays(indices, offsets, W_dec, dense_path.FORWARD):
+            return dense_path.decode(values, W_dec, indices, offsets)
         return bag(W_dec, indices, offsets, values)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_out = grads[0].contiguous()
         values, W_dec, indices, offsets = ctx.saved_tensors
+        if dense_path.pays(indices, offsets, W_dec, dense_path.BACKWARD):
+            need_values, need_W = ctx.needs_input_grad[:2]
+            both = dense_path.decode_gradients(grad_out, values, W_dec, indices, offsets, need_values, need_W)
+            return *both, None, None
         rows = torch.arange(offsets.shape[0] - 1, device=W_dec.device).repeat_interleave(
             offsets.diff(), output_size=indices.shape[0]
         )
@@ -234,7 +278,7 @@ class _SparseDecode(torch.autograd.Function):
             grad_values = many_pair_dots(grad_out, rows, W_dec, indices)
         if ctx.needs_input_grad[1]:
             order, tokens, edges = by_latent(indices, rows, W_dec.shape[0])
-            grad_W = bag(grad_out, tokens, edges, values[order])
+            grad_W = bag(grad_out, tokens, edges, values.index_select(0, order))
         return grad_values, grad_W, None, None
 
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
+from unmix.coder.codes import Codes
 from unmix.coder.config import CoderConfig
 from unmix.coder.sparse import sparse_decode
 from unmix.coder.sparse_coder import SparseCoder
@@ -84,7 +86,7 @@ class Learner:
         coder = self.coder
         s, context = coder.prepare(x)
         codes = coder.encoder.codes(coder, s, None)
-        y = sparse_decode(codes.values, coder.W_dec, codes.indices, codes.offsets) + coder.b_dec
+        y = sparse_decode(codes.values, coder.W_dec, codes.indices, codes.offsets).add_(coder.b_dec)
         if coder.config.skip:
             y = y + s @ coder.W_skip.T
         wanted = inner_target(coder.config, s, target, context)
@@ -93,7 +95,7 @@ class Learner:
 
     def loss(self, batch: Step) -> tuple[Tensor, dict[str, float]]:
         """The weighted sum of the terms and each one's value. `FaultError` where it or the input is not finite."""
-        if not (finite(batch.x) and finite(batch.target)):
+        if not (finite(batch.x) and (batch.target is batch.x or finite(batch.target))):
             raise self._not_finite("input", math.nan, bad_rows(batch.x, batch.target))
         loss, values = total(self.terms, batch)
         value = float(loss.detach())
@@ -105,9 +107,13 @@ class Learner:
         """Project and clip the gradients that are there. `FaultError` where they are not finite."""
         if self.unit_norm:
             project_decoder_gradient(self.coder)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.coder.parameters(), self.config.clip or math.inf))
+        total = torch.nn.utils.get_total_norm([p.grad for p in self.coder.parameters() if p.grad is not None])
+        norm, most = float(total), self.config.clip
         if not math.isfinite(norm):
             raise self._not_finite("gradient's norm", norm)
+        # A pass over all gradients that most steps of a training can do without.
+        if most and norm > most * (1 - 1e-6):
+            torch.nn.utils.clip_grads_with_norm_(self.coder.parameters(), most, total)
 
     def skip(self) -> None:
         """Leave this step out: no weight moves, the schedule does."""
@@ -133,7 +139,7 @@ class Learner:
         keep_thresholds(self.coder)
         self._count(batch)
         return StepMetrics(
-            self.state.step, loss, values, float(batch.codes.l0().double().mean()),
+            self.state.step, loss, values, int(batch.codes.values.count_nonzero()) / batch.codes.rows,
             values["mse"] if self.mse_is_fvu and "mse" in values else batch.fvu(),
             int(batch.dead.numel()), self.config.lr * factor,
         )  # fmt: skip
@@ -143,9 +149,9 @@ class Learner:
 
     @torch.no_grad()
     def _count(self, batch: Step) -> None:
-        fired = batch.codes.indices[batch.codes.values.detach() != 0].long()
-        self.state.tokens_since_fired += batch.codes.rows
-        self.state.tokens_since_fired[fired] = 0
+        counters, codes = self.state.tokens_since_fired, batch.codes
+        counters += codes.rows
+        counters[fired_latents(codes)] = 0
         if self.coder.config.activation.kind == "batchtopk":
             update_threshold(self.coder, batch)
         self.state.step += 1
@@ -166,6 +172,14 @@ def project_decoder_gradient(coder: SparseCoder) -> None:
         step = max(1, 2**18 // grad.shape[1])
         for part, rows in zip(grad.split(step), coder.W_dec.split(step), strict=True):
             part.addcmul_(rows, (part * rows).sum(-1, keepdim=True), value=-1)
+
+
+def fired_latents(codes: Codes) -> Bool[Tensor, " latents"]:
+    """Which latents have a value other than zero somewhere."""
+    values = codes.values.detach()
+    whole = int(values.count_nonzero()) == len(values)
+    indices = codes.indices if whole else codes.indices[values != 0]
+    return torch.bincount(indices, minlength=codes.n_latents) > 0
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from unmix.coder.codes import Codes
 from unmix.coder.config import CoderConfig
@@ -58,10 +59,12 @@ class Step:
 
     def error(self, reconstruction: Tensor) -> Tensor:
         """mean ‖target − reconstruction‖² / variance, over rows: the unit of every local loss."""
-        squares = (self.target - reconstruction).square()
-        if self.weights is not None:
-            squares = squares * self.weights
-        return squares.sum(-1).mean() / self.variance
+        if self.weights is None:
+            # One pass forward and one backward, where the steps one by one make four.
+            squares = functional.mse_loss(reconstruction, self.target, reduction="sum")
+        else:
+            squares = ((self.target - reconstruction).square() * self.weights).sum()
+        return squares / (len(self.target) * self.variance)
 
     def fvu(self) -> float:
         """The batch's fraction of variance unexplained."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unmix.coder.config import CoderConfig, JumpReLU
-from unmix.coder.sparse import pair_dots
+from unmix.coder.sparse import entry_dots
 from unmix.core.errors import ConfigError
 from unmix.train.objectives import Step
 from unmix.train.objectives.decoding import latent_norms, magnitudes
@@ -54,7 +54,7 @@ def fired(step: Step, bandwidth: float) -> Tensor:
     with torch.no_grad():
         centred = step.x if bias is None else step.x - bias
         # Codes below θ are 0: their pre-activations are gone and made again, for the selected pairs alone.
-        z = pair_dots(centred.contiguous(), step.codes.token_rows(), coder.W_enc, ids) + coder.b_enc[ids]
+        z = entry_dots(centred.contiguous(), coder.W_enc, step.codes.indices, step.codes.offsets) + coder.b_enc[ids]
         gate = z if scale is None else z * scale[ids]
     theta = coder.extra()["threshold"][ids]
     return _Heaviside.apply(gate, theta, bandwidth)  # pyright: ignore[reportReturnType]
