@@ -1,4 +1,4 @@
-"""Every block of docs/coming-from.md that calls unmix runs, on what the addresses in it hold (small stand-ins)."""
+"""Every block of docs/coming-from.md that loads coders runs, on what the addresses in it hold (small stand-ins)."""
 
 from __future__ import annotations
 
@@ -30,6 +30,15 @@ PUBLISHED = {
     "jbloom/GPT2-Small-SAEs-Reformatted/blocks.8.hook_resid_pre": "sae_lens/v2_standard",
     "openaipublic.blob.core.windows.net/sparse-autoencoder/gpt2-small/resid_post_mlp_v5_32k/autoencoders/8.pt": (
         "openai/topk_v5/gpt2-small/resid_post_mlp_v5_32k/autoencoders/8.pt"
+    ),
+    **{
+        f"openaipublic.blob.core.windows.net/sparse-autoencoder/gpt2-small/{place}_v5_32k/autoencoders/6.pt": (
+            "openai/topk_v5/gpt2-small/resid_post_mlp_v5_32k/autoencoders/8.pt"
+        )
+        for place in ("resid_delta_attn", "resid_post_attn", "resid_delta_mlp", "resid_post_mlp")
+    },
+    "openaipublic.blob.core.windows.net/sparse-autoencoder/gpt2-small/mlp_post_act_v4/autoencoders/6.pt": (
+        "openai/relu_v4/gpt2-small/resid_delta_mlp_v4/autoencoders/8.pt"
     ),
     "THU-KEG/OpenSAE-LLaMA-3.1-Layer_25": "opensae/raw_input/layer_25",
     "sparsify/gpt2/tvj2owza": "e2e_sae/run",
@@ -79,6 +88,8 @@ def internet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("expected.*", "recorded.json"))
         else:
             shutil.copy(source, target)
+        if "mlp_post_act" in address:
+            widen(target)
     asked: list[str] = []
 
     def fetch(text: str, *, below: bool = False) -> Fetched:
@@ -90,6 +101,17 @@ def internet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for module in (hub, blob, wandb):
         monkeypatch.setattr(module, "fetch", fetch)
     return asked
+
+
+def widen(file: Path) -> None:
+    """Make a coder of OpenAI's layout as wide as the tiny GPT-2's MLP, four times its stream."""
+    import torch
+
+    state = torch.load(file, weights_only=True)
+    state["encoder.weight"] = state["encoder.weight"].repeat(1, 4)
+    state["decoder.weight"] = state["decoder.weight"].repeat(4, 1)
+    state["pre_bias"] = state["pre_bias"].repeat(4)
+    torch.save(state, file)
 
 
 @pytest.fixture
@@ -190,7 +212,44 @@ def gemma_scope_says_its_l0(names: dict[str, Any]) -> None:
     assert names["coder"].config.reads == ("blocks.20.resid_post",)
 
 
+def every_location_reads_its_hook(names: dict[str, Any]) -> None:
+    points = [hook.removeprefix("blocks.6.") for hook in names["hooks"].values()]
+    assert points == ["mlp_act", "attn_out_post", "resid_mid", "mlp_out_post", "resid_post"]
+    assert all(error.ndim == 2 and bool((error > 0).all()) for error in names["errors"].values())
+
+
+def opensae_is_bound(names: dict[str, Any]) -> None:
+    codes = names["out"].codes[names["coder"].name]
+    dense = codes.dense()
+    assert codes.uniform_k == 9
+    assert bool((dense[..., [3, 7]] == 8.0).all())
+    assert names["lm"].decode(names["tokens"][0]).startswith(names["text"])
+
+
+def e2e_is_bound(names: dict[str, Any]) -> None:
+    assert names["logits"].shape == names["original"].shape
+    assert not names["logits"].allclose(names["original"])
+    assert names["behind"].shape[-1] == names["directions"].shape[-1] == 16
+    assert names["ids"].shape[0] == 1
+
+
+def evaluation_has_its_figures(names: dict[str, Any]) -> None:
+    assert names["figures"]["l0"]["value"] > 0
+    assert names["fires"].shape[-1] == 48
+
+
+def lens_has_its_tables(names: dict[str, Any]) -> None:
+    assert [len(tokens) for tokens in names["promoted"]] == [10] * 8
+    assert set(names["shape"]) == {"mean", "std", "skewness", "kurtosis"}
+    assert names["enriched"] and len(names["near"][0]) == 3
+
+
 CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "openai-gpt2-small-v4": every_location_reads_its_hook,
+    "evict=True": opensae_is_bound,
+    "frequency_penalty": e2e_is_bound,
+    "unmix.evaluate(": evaluation_has_its_figures,
+    "unmix.direct_logits(": lens_has_its_tables,
     "load_session(": session_came_back,
     "unmix.convert(": sae_lens_goes_both_ways,
     "openai-gpt2-small": openai_reconstructs,

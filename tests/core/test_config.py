@@ -56,6 +56,7 @@ class Outer(Config):
     [
         ("10M", 10_000_000), ("450k", 450_000), ("1e6", 1_000_000), ("2E3", 2000), ("1.5K", 1500), ("2b", 2 * 10**9),
         ("3G", 3 * 10**9), ("1_000", 1000), ("1,024", 1024), (" 7 ", 7), (5.0, 5), (6, 6), ("0.7M", 700_000),
+        ("4.1B", 4_100_000_000), ("2.3M", 2_300_000), ("1.1k", 1100), ("3.", 3),
     ],
 )  # fmt: skip
 def test_counts_may_be_written_short(written: object, meant: int) -> None:
@@ -65,11 +66,22 @@ def test_counts_may_be_written_short(written: object, meant: int) -> None:
     assert type(found) is int
 
 
-@pytest.mark.parametrize("written", ["1.5", "ten", "10T", "-1M", "", "1.00005k"])
+@pytest.mark.parametrize("written", ["1.5", "ten", "10T", "-1M", "", "1.00005k", "1e999", "1..5k"])
 def test_a_count_that_is_no_whole_number_is_refused(written: str) -> None:
     """Half a token does not exist."""
     with pytest.raises(ConfigError, match=r"^config: steps: Input should be a valid integer"):
         build(Inner, {"steps": written})
+
+
+@pytest.mark.parametrize(("letter", "scale"), [("k", 10**3), ("M", 10**6), ("B", 10**9), ("g", 10**9)])
+@pytest.mark.parametrize("places", [1, 2, 3])
+def test_a_count_with_a_point_is_exact(letter: str, scale: int, places: int) -> None:
+    """Floating point would lose a token of 4.1B."""
+    for digits in range(1, 2000):
+        whole, rest = divmod(digits, 10**places)
+        found = parse_count(f"{whole}.{rest:0{places}d}{letter}")
+        assert found == digits * scale // 10**places
+        assert type(found) is int
 
 
 def test_overrides_are_parsed_in_both_spellings() -> None:

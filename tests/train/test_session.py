@@ -63,6 +63,68 @@ def test_streamed_contexts_are_those_of_training(texts: Path, tiny_tokenizer: An
     assert np.array_equal(np.stack(streamed), whole.tokens(range(whole.n_contexts)))
 
 
+@pytest.mark.parametrize("kind", ["rows", "documents"])
+@pytest.mark.parametrize("bos", ["context", "document", "none"])
+def test_streamed_ids_are_those_of_training(tiny_tokenizer: Any, tmp_path: Path, kind: Any, bos: Any) -> None:
+    """Rows of 70 ids, which contexts of 32 do not divide, one of them twice."""
+    rows = np.random.default_rng(0).integers(0, 512, (200, 70))
+    np.save(tmp_path / "ids.npy", np.concatenate([rows, rows[:1]]))
+    fields: dict[str, Any] = {"source": str(tmp_path / "ids.npy"), "tokenised": kind, "policy": InputPolicy(bos=bos)}
+    config = DataConfig(tokens=6000, context=32, seed=3, **fields)
+    shards = tokenise(config, tiny_tokenizer, tmp_path / "tokens", progress=False)
+    for role in ("train", "score"):
+        stored = shards.tokens(shards.contexts_of(role))
+        streamed = list(stream_contexts(config, tiny_tokenizer, role))[: len(stored)]
+        assert np.array_equal(np.stack(streamed), stored)
+    np.save(tmp_path / "ids.npy", np.full((2, 40), 512))
+    with pytest.raises(DataError, match=r"ids\.npy:1: the id 512 is not in the model's vocabulary \(0 to 511\)"):
+        next(stream_contexts(config, tiny_tokenizer))
+
+
+def test_a_coder_of_ids_gets_its_ids(model_folder: Path, texts: Path, tmp_path: Path) -> None:
+    """Its files say so (e2e_sae), or nobody says what the data set holds (SAELens), or the call says it."""
+    import json
+
+    pytest.importorskip("datasets")
+    rows = np.random.default_rng(0).integers(0, 512, (4, 32)).tolist()
+    names = {"input_ids": "a", "tokens": "b", "words": "c"}
+    for column, name in names.items():
+        (tmp_path / name).mkdir()
+        lines = [json.dumps({column: row, "meta": 1}) for row in rows]
+        (tmp_path / name / "train.jsonl").write_text("\n".join(lines))
+    common = {"model": {"name": str(model_folder)}, "input_policy": InputPolicy(bos="none")}
+    e2e = {"train_data": {"dataset_name": str(tmp_path / "a"), "n_ctx": 32, "is_tokenized": True, "split": "train"}}
+    found = load_session(saved(tmp_path / "e2e", **common, training={"e2e_sae": e2e}))
+    assert found.data is not None
+    assert (found.data.source, found.data.tokenised, found.data.column) == (f"hf:{tmp_path / 'a'}", "rows", "input_ids")
+    lens = {"dataset": str(tmp_path / "b"), "context_size": 32}
+    unsaid = saved(tmp_path / "lens", **common, training=lens)
+    for session in (found, load_session(unsaid)):
+        assert session.tokens(128).tolist() == rows
+    told = load_session(unsaid, source=f"hf:{tmp_path / 'c'}", column="words", tokenised="documents", context=8)
+    assert told.data is not None
+    assert (told.data.tokenised, told.data.column, told.data.split) == ("documents", "words", "train")
+    assert told.tokens(8).tolist() == [rows[0][:8]]
+    # Text that is named in their place has no column of ids; a data set with neither is refused by its columns.
+    text = load_session(saved(tmp_path / "text", **common, training={"e2e_sae": e2e}), source=str(texts), context=8)
+    assert text.data is not None
+    assert (text.data.tokenised, text.data.column) == (None, "text")
+    neither = saved(tmp_path / "neither", **common, training={**lens, "dataset": str(tmp_path / "c")})
+    with pytest.raises(DataError, match=r"row 1: no column 'text'; found words, meta$"):
+        load_session(neither).tokens(32)
+
+
+def test_one_token_for_bos_and_separator_ends_nothing_at_the_start(tiny_tokenizer: Any) -> None:
+    """As GPT-2 has it: the first position of a context belongs to the document behind it, as in stored shards."""
+    policy = InputPolicy(bos="context", bos_id=9, separator_id=9, attend_across=False)
+    documents = room.packed_documents(torch.tensor([[9, 5, 9, 6]]), policy)
+    assert documents is not None
+    assert documents.tolist() == [[0, 0, 0, 1]]
+    none = room.packed_documents(torch.tensor([[9, 5, 9, 6]]), policy.model_copy(update={"bos": "none"}))
+    assert none is not None
+    assert none.tolist() == [[0, 1, 1, 2]]
+
+
 def test_text_is_read_no_further_than_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any) -> None:
     from unmix.data import Document
 
@@ -177,7 +239,15 @@ def test_transformer_lens_names(name: str, expected: str) -> None:
         ({"dataset": "a/b", "context_size": 64}, {"source": "hf:a/b", "context": 64}),
         (
             {"e2e_sae": {"train_data": {"dataset_name": "a/b", "n_ctx": 32, "column_name": "t", "split": "train"}}},
-            {"source": "hf:a/b", "context": 32, "column": "t", "split": "train"},
+            {"source": "hf:a/b", "context": 32, "column": "t", "tokenised": "rows", "split": "train"},
+        ),
+        (
+            {"e2e_sae": {"train_data": {"dataset_name": "a/b", "n_ctx": 32}}},
+            {"source": "hf:a/b", "context": 32, "column": "input_ids", "tokenised": "rows"},
+        ),
+        (
+            {"e2e_sae": {"train_data": {"dataset_name": "a/b", "is_tokenized": False, "column_name": "text"}}},
+            {"source": "hf:a/b", "column": "text"},
         ),
         ({"dictionary_learning": {"buffer": {"ctx_len": 128}}}, {"context": 128}),
         ({"data": {"source": "x.txt", "context": 16}}, {"source": "x.txt", "context": 16}),

@@ -283,3 +283,24 @@ def test_a_cache_trains_as_the_model_does(lm: LanguageModel, shards: TokenShards
         rows = RowSource(source, shards, store.hooks[1], store.hooks[1], seed=0)
         found.append(Trainer(coder_config(), rows, optim, tmp_path / name, "key").run().hash())
     assert found[0] == found[1]
+
+
+def test_the_count_of_a_capture_ends_at_its_total(
+    lm: LanguageModel, shards: TokenShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last chunk is seldom full."""
+    from contextlib import contextmanager
+
+    from unmix.core.progress import Task
+
+    counts: list[Task] = []
+
+    @contextmanager
+    def task(name: str, total: float, unit: str = "tokens", done: float = 0) -> Any:
+        counts.append(Task(name, total, unit, done))
+        yield counts[-1]
+
+    monkeypatch.setattr(store_module, "task", task)
+    live = LiveStore(lm, shards, np.arange(20), HOOKS[:1], batch=3)
+    write_cache(live, tmp_path / "cache")
+    assert counts[0].done == counts[0].total == len(live.contexts) * CONTEXT

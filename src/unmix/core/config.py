@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
 
@@ -35,15 +36,16 @@ def operational(default: Any = ..., **kwargs: Any) -> Any:
     return Field(default, json_schema_extra={"operational": True}, **kwargs)
 
 
-_COUNT = re.compile(r"^\s*([0-9][0-9_,]*\.?[0-9]*(?:[eE][0-9]+)?)\s*([kKmMbBgG]?)\s*$")
+_COUNT = re.compile(r"^\s*([0-9][0-9_,]*(?:\.[0-9]*)?(?:[eE][0-9]{1,2})?)\s*([kKmMbBgG]?)\s*$")
 _SCALE = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 
 
 def parse_count(value: Any) -> Any:
     """`"10M"` → 10_000_000, `"450k"` → 450_000, `1e6` → 1_000_000; other values pass through."""
     if isinstance(value, str) and (match := _COUNT.match(value)):
-        number = float(match[1].replace("_", "").replace(",", "")) * _SCALE[match[2].lower()]
-        return int(number) if number == int(number) else number
+        # Exact: in floating point "4.1B" would be 4,099,999,999.9999995.
+        number = Fraction(match[1].replace("_", "").replace(",", "")) * _SCALE[match[2].lower()]
+        return int(number) if number.denominator == 1 else float(number)
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value

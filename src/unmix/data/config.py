@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,10 @@ ROLES: tuple[Role, ...] = ("train", "evaluate", "explain", "score")
 """Every role, in the order of their numbers in `TokenShards.roles` (decision 14)."""
 
 
+IDS_COLUMN = "input_ids"
+"""What most tokenised data sets call their column; TransformerLens' is `tokens`."""
+
+
 def _default_roles() -> dict[Role, float]:
     return {"train": 0.6, "evaluate": 0.1, "explain": 0.15, "score": 0.15}
 
@@ -25,9 +29,16 @@ class DataConfig(Config):
 
     source: str = "builtin:python-docs"
     """A text file (.txt .md .rst .jsonl .parquet; text and JSONL also .gz), a folder of them, `hf:NAME[/CONFIG]`, or
-    `builtin:python-docs`."""
+    `builtin:python-docs`. Of token ids: .jsonl, .parquet, .npy, a folder of them, or `hf:NAME`."""
+    tokenised: Literal["rows", "documents"] | None = None
+    """The source holds token ids of the model's own tokenizer instead of text.
+
+    rows: each row is text that was packed already, and is cut into contexts; one of `context` ids is one as it is
+    stored. With `policy.bos: context` a context that does not begin with BOS gets one, and one id less.
+    documents: each row is one document, packed as text is.
+    """
     column: str = "text"
-    """The column (key) that holds the text, where the source has columns."""
+    """The column (key) that holds the text, where the source has columns; of token ids by default `input_ids`."""
     label_column: str | None = None
     """A column whose value is kept beside each document, for example its title."""
     split: str = "train"
@@ -43,6 +54,13 @@ class DataConfig(Config):
     policy: InputPolicy = InputPolicy()
     shard_tokens: Count = operational(2**25, gt=0)
     """Tokens in one shard file, at most."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ids_have_a_column(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and fields.get("tokenised") is not None:
+            return {"column": IDS_COLUMN, **fields}
+        return fields
 
     @model_validator(mode="after")
     def _check(self) -> Self:

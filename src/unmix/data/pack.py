@@ -1,8 +1,8 @@
 """Packing: one role's documents into contexts of exactly `context` tokens, and onto the disk.
 
 Files of a role: `ROLE-00000.npy …` (tokens, `[contexts, context]`), `ROLE.starts.npy` (where each document starts, in
-positions from the role's first), `ROLE.hashes.npy` (SHA-256 of each text), `ROLE.documents.jsonl` (source and label)
-and `ROLE.lines.npy` (the byte at which each of its lines starts).
+positions from the role's first), `ROLE.hashes.npy` (SHA-256 of each text, or row of ids), `ROLE.documents.jsonl`
+(source and label) and `ROLE.lines.npy` (the byte at which each of its lines starts).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 
 from unmix.core.errors import DataError
 from unmix.core.policy import InputPolicy
+from unmix.data.ids import CutRow
 from unmix.data.sources.base import Document
 
 
@@ -53,18 +54,20 @@ class RolePacker:
         room = self.budget * (self.context - self._lead) - self._taken
         if room <= 0:
             return 0
-        self._note(document, digest)
+        self._note(document, digest, self._taken)
         first = [self._policy.bos_id] if self._policy.bos == "document" else []
         try:
             row = np.array([*first, *ids, self._policy.separator_id], dtype=self._dtype)[:room]
         except OverflowError as error:
             raise DataError(f"the tokenizer gave the id {max(ids)}, beyond its own vocabulary size") from error
-        self._held.append(row)
-        self._length += len(row)
-        self._taken += len(row)
-        if self._length >= self._shard_contexts * (self.context - self._lead):
-            self._flush()
-        return len(row)
+        return self._append(row)
+
+    def add_contexts(self, row: CutRow, document: Document, digest: bytes) -> int:
+        """Append whole contexts, with the documents that begin in them; how many tokens were added, BOS aside."""
+        contexts = row.contexts[: self.budget - self._taken // (self.context - self._lead)]
+        for start in row.starts[row.starts < contexts.size].tolist():
+            self._note(document, digest, self._taken + start)
+        return self._append(contexts.reshape(-1).astype(self._dtype))
 
     def close(self) -> dict[str, Any]:
         """Write what is left; the role's entry in the manifest."""
@@ -81,9 +84,17 @@ class RolePacker:
         """Close the open file without finishing."""
         self._documents.close()
 
-    def _note(self, document: Document, digest: bytes) -> None:
-        """Remember where a document starts; at the start of a context it owns the BOS before it."""
-        whole, inside = divmod(self._taken, self.context - self._lead)
+    def _append(self, row: np.ndarray) -> int:
+        self._held.append(row)
+        self._length += len(row)
+        self._taken += len(row)
+        if self._length >= self._shard_contexts * (self.context - self._lead):
+            self._flush()
+        return len(row)
+
+    def _note(self, document: Document, digest: bytes, at: int) -> None:
+        """Remember that a document starts `at` so many ids; at the start of a context it owns the BOS before it."""
+        whole, inside = divmod(at, self.context - self._lead)
         self._starts.append(whole * self.context + (inside + self._lead if inside else 0))
         self._hashes += digest
         line = json.dumps({"source": document.source, "label": document.label}, ensure_ascii=False)

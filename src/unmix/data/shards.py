@@ -95,7 +95,10 @@ class TokenShards:
         return mask
 
     def document(self, document: int) -> dict[str, Any]:
-        """A document's `source`, `label`, `hash` (SHA-256 of its text) and `start` (global position)."""
+        """A document's `source`, `label`, `start` (global position) and `hash`.
+
+        That is the SHA-256 of its text, or of the row of ids that it stood in.
+        """
         if not 0 <= document < self.n_documents:
             raise DataError(f"no document {document}; this folder has {self.n_documents}, numbered from 0")
         return self._documents.entry(document)

@@ -22,6 +22,7 @@ from unmix.core.progress import task
 from unmix.core.seeds import derive
 from unmix.data.config import ROLES, DataConfig, Role
 from unmix.data.corpora import find_source
+from unmix.data.ids import CutRow, as_document, checked_ids, cut_row
 from unmix.data.pack import RolePacker
 from unmix.data.policy import resolve_policy, vocabulary_size
 from unmix.data.shards import KIND, TokenShards
@@ -41,9 +42,11 @@ def tokenise(config: DataConfig, tokenizer: Tokenizer, folder: str | Path, progr
 
     Deterministic in (config, tokenizer, text). A document's role depends on the hash of its text and the seed; a text
     seen before is dropped; documents of a role that is full are passed over. The folder appears whole or not at all.
+    Where `config.tokenised` says that the source holds ids, the tokenizer gives no more than its special ids and the
+    size of its vocabulary, and a role is that of a stored row.
 
-    Raises `DataError` where the source cannot be used, the tokenizer lacks an id that the policy needs, or the text
-    does not fill one context of every role.
+    Raises `DataError` where the source cannot be used, the tokenizer lacks an id that the policy needs, a stored id is
+    not in its vocabulary, or the text does not fill one context of every role.
     """
     folder = Path(folder)
     source = find_source(config)
@@ -75,6 +78,7 @@ def tokenise(config: DataConfig, tokenizer: Tokenizer, folder: str | Path, progr
             "tokens": sum(entry["contexts"] for entry in roles.values()) * config.context,
             "duplicates_dropped": taker.duplicates,
             "passed_over": taker.passed_over,
+            **({} if config.tokenised is None else {"left_over": taker.left_over}),
         }
         write_manifest(
             temp,
@@ -117,11 +121,11 @@ class _Taker:
     """Sorts batches of documents into the packers of their roles."""
 
     def __init__(self, config: DataConfig, policy: InputPolicy, tokenizer: Tokenizer, folder: Path) -> None:
-        size = vocabulary_size(tokenizer)
+        self._size = size = vocabulary_size(tokenizer)
         self.dtype = np.uint16 if size is not None and size <= 2**16 else np.uint32
-        self.documents = self.characters = self.duplicates = self.passed_over = 0
+        self.documents = self.characters = self.duplicates = self.passed_over = self.left_over = 0
         self.text = hashlib.sha256()
-        self._config, self._tokenizer = config, tokenizer
+        self._config, self._policy, self._tokenizer = config, policy, tokenizer
         self._seen: set[bytes] = set()
         self._packers = {
             role: RolePacker(folder, role, contexts, config.context, policy, self.dtype, config.shard_tokens)
@@ -136,7 +140,7 @@ class _Taker:
         """Tokenise and pack the documents whose roles have room; how many tokens were added."""
         wanted: list[tuple[Document, bytes, RolePacker]] = []
         for document in batch:
-            digest = hashlib.sha256(document.text.encode()).digest()
+            digest = document.digest
             if digest in self._seen:
                 self.duplicates += 1
                 continue
@@ -147,9 +151,13 @@ class _Taker:
             else:
                 wanted.append((document, digest, packer))
         added = 0
-        rows = token_ids(self._tokenizer, [document.text for document, _, _ in wanted])
+        rows = self._rows([document for document, _, _ in wanted])
         for (document, digest, packer), ids in zip(wanted, rows, strict=True):
-            taken = packer.add(ids, document, digest)
+            if isinstance(ids, CutRow):
+                taken = packer.add_contexts(ids, document, digest)
+                self.left_over += ids.left_over
+            else:
+                taken = packer.add(ids, document, digest)
             if taken == 0:
                 self.passed_over += 1
                 continue
@@ -158,6 +166,16 @@ class _Taker:
             self.documents += 1
             self.characters += len(document.text)
         return added
+
+    def _rows(self, documents: list[Document]) -> list[list[int]] | list[CutRow]:
+        """What is packed of each document: its ids, or the contexts that its row is cut into."""
+        policy, kind = self._policy, self._config.tokenised
+        if kind is None:
+            return token_ids(self._tokenizer, [document.text for document in documents])
+        stored = [checked_ids(document, self._size) for document in documents]
+        if kind == "documents":
+            return [as_document(ids, policy) for ids in stored]
+        return [cut_row(ids, policy, self._config.context) for ids in stored]
 
     def close(self) -> dict[str, Any]:
         return {role: packer.close() for role, packer in self._packers.items()}
@@ -189,7 +207,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
     characters = 0
     for document in documents:
         batch.append(document)
-        characters += len(document.text)
+        characters += len(document.text) + len(document.ids or ())
         if len(batch) >= _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -202,13 +220,19 @@ def _check_roles(config: DataConfig, roles: dict[str, Any], taker: _Taker) -> No
     tokens = sum(entry["contexts"] for entry in roles.values()) * config.context
     empty = [role for role, entry in roles.items() if entry["contexts"] == 0]
     if empty:
+        held = "" if config.tokenised is not None else f" of {taker.characters} characters"
         raise DataError(
-            f"{config.source}: too little text: {taker.documents} documents of {taker.characters} characters leave "
+            f"{config.source}: too little text: {taker.documents} documents{held} leave "
             f"{', '.join(empty)} without one context of {config.context} tokens; "
             "give more text, a shorter context or fewer roles"
         )
     if tokens < 0.99 * config.tokens - config.context * len(roles):
         log.warning("%s: all of the text gives %d of the %d tokens asked for", config.source, tokens, config.tokens)
+    if taker.left_over > 0.1 * (tokens + taker.left_over):
+        log.warning(
+            "%s: %d ids are left out, since contexts of %d do not divide its rows", config.source, taker.left_over,
+            config.context,
+        )  # fmt: skip
 
 
 @contextmanager

@@ -5,13 +5,12 @@ Text is streamed: documents are read, tokenised and packed into contexts as trai
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -23,9 +22,11 @@ from unmix.coder.config import CoderConfig
 from unmix.coder.sparse_coder import SparseCoder
 from unmix.core.errors import ConfigError, DataError, ModelError
 from unmix.core.policy import InputPolicy
-from unmix.data.config import DataConfig, Role
+from unmix.data.config import IDS_COLUMN, DataConfig, Role
 from unmix.data.corpora import open_corpus
-from unmix.data.policy import resolve_policy
+from unmix.data.ids import as_document, checked_ids, cut_row
+from unmix.data.policy import resolve_policy, vocabulary_size
+from unmix.data.sources.base import IDS_COLUMNS, Document, MissingColumnError
 from unmix.data.tokenise import role_of, token_ids
 from unmix.lm import policy_mask
 
@@ -56,10 +57,13 @@ class Session:
     coder: SparseCoder
     data: DataConfig | None
     """Text, context length and input policy; None where nobody says which text."""
+    column_said: bool = True
+    """False where a data set is named, but not which column of it was read: a column of ids does for one of text."""
 
     def contexts(self, role: Role | None = None) -> Iterator[Int[np.ndarray, " context"]]:
         """Packed contexts in the order of the text; with `role`, of the documents alone that a run gave this role."""
-        return stream_contexts(self._data(), self.lm.tokenizer, role)
+        data = self._data() if self.column_said else fitting_column(self._data())
+        return stream_contexts(data, self.lm.tokenizer, role)
 
     def tokens(self, n: int, role: Role | None = None) -> Int[Tensor, "contexts context"]:
         """The first whole contexts that hold `n` tokens, fewer where the text ends. `DataError` where it gives none."""
@@ -99,6 +103,8 @@ def load_session(
     name: str | None = None,
     model: str | LanguageModel | None = None,
     source: str | None = None,
+    column: str | None = None,
+    tokenised: Literal["rows", "documents"] | None = None,
     hook: str | Sequence[str] | None = None,
     context: int | None = None,
     dtype: str | torch.dtype | None = None,
@@ -107,9 +113,10 @@ def load_session(
     """Model, coder and token stream from one saved coder, of any format (`place`, `format`, `name` as for `load`).
 
     The model, the text and the context length are those that its files name; `model` (a name, a folder or one that is
-    loaded), `source` (see `DataConfig`), `hook` (several for a crosscoder) and `context` say them instead. The text is
-    looked for when it is first read. `ConfigError` where nobody names the model or the hook, `ModelError` where the
-    model cannot be loaded or the coder does not fit it, and what `load` raises.
+    loaded), `source`, `column` and `tokenised` (see `DataConfig`), `hook` (several for a crosscoder) and `context` say
+    them instead. The text is looked for when it is first read; where nobody says which column of a data set was read
+    and it has no text, its token ids are (`input_ids` or `tokens`). `ConfigError` where nobody names the model or the
+    hook, `ModelError` where the model cannot be loaded or the coder does not fit it, and what `load` raises.
     """
     from unmix.formats import load
     from unmix.lm.splice import make_bindings
@@ -121,11 +128,14 @@ def load_session(
     lm = _model(coder, model, dtype, device)
     coder = coder.to(lm.device)
     make_bindings(lm, {coder.name: coder})
-    return Session(lm, coder, _session_data(coder.config, lm, source, context))
+    said = {"source": source, "column": column, "tokenised": tokenised}
+    stated = _stated_data(coder.config, {key: value for key, value in said.items() if value is not None})
+    column_said = source is not None or "column" in stated or "tokenised" in stated
+    return Session(lm, coder, _session_data(coder.config, lm, stated, context), column_said)
 
 
 def trained_data(config: CoderConfig) -> dict[str, Any]:
-    """Fields of a `DataConfig` that the coder's training facts state: `source`, `context`, `column`, `split`, …"""
+    """Fields of a `DataConfig` that the coder's training facts state: `source`, `context`, `column`, `tokenised`, …"""
     training = config.training
     own = training.get("data")
     if isinstance(own, dict):
@@ -133,10 +143,12 @@ def trained_data(config: CoderConfig) -> dict[str, Any]:
     e2e = _mapping(_mapping(training.get("e2e_sae")).get("train_data"))
     buffer = _mapping(_mapping(training.get("dictionary_learning")).get("buffer"))
     dataset = training.get("dataset") or e2e.get("dataset_name")
+    ids = bool(e2e.get("is_tokenized", bool(e2e)))  # its default
     stated = {
         "source": f"hf:{dataset}" if isinstance(dataset, str) else None,
         "context": training.get("context_size") or e2e.get("n_ctx") or buffer.get("ctx_len"),
-        "column": e2e.get("column_name"),
+        "column": e2e.get("column_name", IDS_COLUMN if ids else None),
+        "tokenised": "rows" if ids else None,
         "split": e2e.get("split"),
     }
     return {key: value for key, value in stated.items() if value is not None}
@@ -148,21 +160,41 @@ def stream_contexts(
     """Contexts of exactly `config.context` tokens, packed as `tokenise` packs one role, without end but the text's.
 
     A text seen before is dropped. Memory: a few documents, and 32 bytes for each one seen. `DataError` where the source
-    cannot be used or the tokenizer lacks an id that the policy needs.
+    cannot be used, the tokenizer lacks an id that the policy needs, or a stored id is not in its vocabulary.
     """
     policy = resolve_policy(config.policy, tokenizer)
+    if config.tokenised == "rows":
+        yield from _cut_rows(config, policy, tokenizer, role)
+        return
     lead = [policy.bos_id] if policy.bos == "context" else []
     first = [policy.bos_id] if policy.bos == "document" else []
     payload = config.context - len(lead)
     held = np.empty(0, dtype=np.int64)
     documents = _unseen(config, role)
-    while texts := list(itertools.islice(documents, _DOCUMENTS)):
-        rows = [[*first, *ids, policy.separator_id] for ids in token_ids(tokenizer, texts)]
+    while some := list(itertools.islice(documents, _DOCUMENTS)):
+        if config.tokenised is None:
+            found = token_ids(tokenizer, [document.text for document in some])
+        else:
+            found = [as_document(checked_ids(document, vocabulary_size(tokenizer)), policy) for document in some]
+        rows = [[*first, *ids, policy.separator_id] for ids in found]
         held = np.concatenate([held, *(np.array(row, dtype=np.int64) for row in rows)])
         whole = len(held) // payload
         for row in held[: whole * payload].reshape(whole, payload):
             yield np.concatenate([np.array(lead, dtype=np.int64), row])
         held = held[whole * payload :]
+
+
+def fitting_column(config: DataConfig) -> DataConfig:
+    """`config`, or the token ids of its data set where that has no text; `DataError` where it has neither."""
+    try:
+        next(open_corpus(config), None)
+    except MissingColumnError as error:
+        column = next((name for name in IDS_COLUMNS if name in error.found), None)
+        if column is None:
+            raise
+        log.info("%s: its token ids are read, from column %r", config.source, column)
+        return config.model_copy(update={"tokenised": "rows", "column": column})
+    return config
 
 
 def stack(contexts: Iterator[np.ndarray], data: DataConfig) -> Int[Tensor, "contexts context"]:
@@ -178,6 +210,8 @@ def packed_documents(tokens: Int[Tensor, "n pos"], policy: InputPolicy) -> Int[T
     if policy.attend_across or policy.separator_id is None:
         return None
     ends = (tokens == policy.separator_id).long()
+    if policy.bos == "context" and policy.bos_id == policy.separator_id:
+        ends[:, 0] = 0  # one token for both: this one begins a context and ends nothing
     return ends.cumsum(-1) - ends
 
 
@@ -243,11 +277,19 @@ def _model(coder: SparseCoder, model: str | LanguageModel | None, dtype: Any, de
         ) from error
 
 
-def _session_data(config: CoderConfig, lm: LanguageModel, source: str | None, context: int | None) -> DataConfig | None:
+def _stated_data(config: CoderConfig, said: dict[str, Any]) -> dict[str, Any]:
+    """What the files say of the text, and what is said instead."""
     stated = trained_data(config)
-    if source is not None:
+    if "source" in said or "tokenised" in said:
         # Columns and splits are those of the text that was named in the files.
-        stated = {**{k: v for k, v in stated.items() if k not in ("column", "label_column", "split")}, "source": source}
+        gone = ("column", "tokenised") + (("label_column", "split") if "source" in said else ())
+        stated = {key: value for key, value in stated.items() if key not in gone}
+    return {**stated, **said}
+
+
+def _session_data(
+    config: CoderConfig, lm: LanguageModel, stated: dict[str, Any], context: int | None
+) -> DataConfig | None:
     if "source" not in stated:
         return None
     size = stated.get("context")
@@ -261,15 +303,25 @@ def _session_data(config: CoderConfig, lm: LanguageModel, source: str | None, co
         raise ConfigError(f"{config.name}: its training facts make no data config: {error}") from error
 
 
-def _unseen(config: DataConfig, role: Role | None) -> Iterator[str]:
-    """Texts in order, each once, of one role where it is asked for."""
+def _unseen(config: DataConfig, role: Role | None) -> Iterator[Document]:
+    """Documents in order, each text once, of one role where it is asked for."""
     seen: set[bytes] = set()
     for document in open_corpus(config):
-        digest = hashlib.sha256(document.text.encode()).digest()
+        digest = document.digest
         if digest not in seen:
             seen.add(digest)
             if role is None or role_of(digest, config) == role:
-                yield document.text
+                yield document
+
+
+def _cut_rows(
+    config: DataConfig, policy: InputPolicy, tokenizer: Any, role: Role | None
+) -> Iterator[Int[np.ndarray, " context"]]:
+    lead = np.array([policy.bos_id] if policy.bos == "context" else [], dtype=np.int64)
+    size = vocabulary_size(tokenizer)
+    for document in _unseen(config, role):
+        for row in cut_row(checked_ids(document, size), policy, config.context).contexts:
+            yield np.concatenate([lead, row])
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -148,8 +148,8 @@ def write_cache(live: LiveStore, folder: Path) -> CachedStore:
     with atomic_file(folder / "contexts.npy") as temp, temp.open("wb") as handle:
         np.save(handle, live.contexts)
     done = sum(1 for i in range(live.n_chunks) if _has_chunk(folder, live.hooks, i))
-    per_chunk = CHUNK * live.shards.context
-    with task("capture", len(live.contexts) * live.shards.context, done=done * per_chunk) as bar:
+    per_chunk, total = CHUNK * live.shards.context, len(live.contexts) * live.shards.context
+    with task("capture", total, done=min(done * per_chunk, total)) as bar:
         for i in range(live.n_chunks):
             if _has_chunk(folder, live.hooks, i):
                 continue
@@ -159,7 +159,7 @@ def write_cache(live: LiveStore, folder: Path) -> CachedStore:
                 with atomic_file(path) as temp:
                     raw = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()
                     raw.tofile(temp)
-            bar.advance(per_chunk)
+            bar.advance(min(per_chunk, total - bar.done))
     write_manifest(
         folder, KIND, key=live.hash, hooks=list(live.hooks), context=live.shards.context,
         widths={hook: live.lm.width(hook) for hook in live.hooks}, dtype=str(live.lm.dtype).removeprefix("torch."),

@@ -89,7 +89,7 @@ def test_an_unknown_split_or_config_passes_on_what_exists(stand_in: Any) -> None
 
 def test_a_missing_column_lists_those_found(stand_in: Any) -> None:
     stand_in(lambda *_, **__: ROWS)
-    with pytest.raises(DataError, match=r"^hf:name: row 1: no column 'body'; found text, id$"):
+    with pytest.raises(DataError, match=r"^hf:name: row 1: no column 'body'; found text, id; set data.column: text$"):
         open_corpus(DataConfig(source="hf:name", column="body"))
 
 

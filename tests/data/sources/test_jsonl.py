@@ -51,6 +51,6 @@ def test_a_column_that_is_not_there_is_found_before_any_work(tmp_path: Path) -> 
     path.write_text('{"title": "t", "text": "x"}\n')
     with pytest.raises(DataError) as caught:
         open_corpus(DataConfig(source=str(path), column="body"))
-    assert str(caught.value) == f"{path}:1: no column 'body'; found title, text"
+    assert str(caught.value) == f"{path}:1: no column 'body'; found title, text; set data.column: text"
     with pytest.raises(DataError, match="no column 'class'; found title, text"):
         open_corpus(DataConfig(source=str(path), label_column="class"))

@@ -14,5 +14,6 @@ SOURCES = Registry(
         "text": "unmix.data.sources.text:TextFile",
         "jsonl": "unmix.data.sources.jsonl:JsonLines",
         "parquet": "unmix.data.sources.parquet:Parquet",
+        "ids": "unmix.data.sources.id_array:IdArray",
     },
 )

@@ -16,10 +16,17 @@ from unmix.data.config import DataConfig
 from unmix.data.sources.base import Document, Source, record_document
 
 PREFIX = "hf:"
+SAVED = ("dataset_dict.json", "state.json")
+"""In a folder that `save_to_disk` left: of several splits, or of one."""
 
 
 class HubDataset(Source):
-    """One document a row. The rows are streamed: only what the token budget takes is downloaded."""
+    """One document a row. The rows are streamed: only what the token budget takes is downloaded.
+
+    A folder may also be what `save_to_disk` of the library left.
+    """
+
+    holds_ids = True
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
@@ -30,7 +37,7 @@ class HubDataset(Source):
         first = next(self._records(islice(self._rows, 1)), None)
         if first is None:
             raise DataError(f"{config.source}: the split {config.split!r} has no rows")
-        record_document(first, config, f"{config.source}: row 1")
+        record_document(first, config, f"{config.source}: row 1", "")
 
     @classmethod
     def claims(cls, source: str) -> bool:
@@ -38,9 +45,10 @@ class HubDataset(Source):
 
     def documents(self) -> Iterator[Document]:
         for row, record in enumerate(self._records(self._rows), 1):
-            document = record_document(record, self.config, f"{self.config.source}: row {row}")
+            where = f"{self.config.source}: row {row}"
+            document = record_document(record, self.config, where, f"{self.name}:{row}")
             if document is not None:
-                yield Document(document.text, f"{self.name}:{row}", document.label)
+                yield document
 
     def report(self) -> dict[str, Any]:
         return {
@@ -64,6 +72,9 @@ class HubDataset(Source):
 
     def _load(self, name: str, subset: str | None) -> Any:
         try:
+            if saved := [kind for kind in SAVED if (Path(name) / kind).is_file()]:
+                rows = self._datasets.load_from_disk(name)
+                return self._split_of(rows) if saved[0] == SAVED[0] else rows
             return self._datasets.load_dataset(name, subset, split=self.config.split, streaming=True)
         except ValueError as error:  # an unknown split or config: the message lists those that exist
             raise DataError(f"{self.config.source}: {error}") from error
@@ -71,6 +82,11 @@ class HubDataset(Source):
             raise
         except (OSError, httpx.HTTPError) as error:
             raise ServiceError(f"{self.config.source}: cannot be reached ({error})") from error
+
+    def _split_of(self, splits: Any) -> Any:
+        if self.config.split not in splits:
+            raise DataError(f"{self.config.source}: no split {self.config.split!r}; found {', '.join(splits)}")
+        return splits[self.config.split]
 
     def _records(self, rows: Any) -> Iterator[dict[str, Any]]:
         try:

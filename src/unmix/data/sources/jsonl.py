@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from unmix.data.sources.lines import check_text, data_suffix, read_lines
 
 class JsonLines(Source):
     """One document a line, from `config.column`; blank lines and null or blank texts are passed over."""
+
+    holds_ids = True
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
@@ -37,9 +40,9 @@ class JsonLines(Source):
                 raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
             if not isinstance(record, dict):
                 raise DataError(f"{where}: expected an object, found {type(record).__name__}")
-            document = record_document(record, self.config, where)
+            document = record_document(record, self.config, where, f"{self.path.name}:{number}")
             if document is not None:
-                yield Document(_whole_characters(document.text), f"{self.path.name}:{number}", document.label)
+                yield replace(document, text=_whole_characters(document.text))
 
     def report(self) -> dict[str, Any]:
         return {"kind": "jsonl", "path": self.path.name, "column": self.config.column}

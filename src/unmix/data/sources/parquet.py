@@ -18,6 +18,8 @@ _ROWS = 1024
 class Parquet(Source):
     """One document a row, from `config.column`; null or blank texts are passed over."""
 
+    holds_ids = True
+
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
         self.path = Path(config.source).expanduser()
@@ -29,7 +31,7 @@ class Parquet(Source):
             self.rows = int(file.metadata.num_rows)
         for column in self._columns():
             if column not in columns:
-                raise missing_column(str(self.path), column, columns)
+                raise missing_column(str(self.path), column, columns, config)
         if self.rows == 0:
             raise DataError(f"{self.path}: the file has no rows")
 
@@ -43,9 +45,10 @@ class Parquet(Source):
             for batch in self._batches(file):
                 for record in batch:
                     row += 1
-                    document = record_document(record, self.config, f"{self.path}: row {row}")
+                    source = f"{self.path.name}:{row}"
+                    document = record_document(record, self.config, f"{self.path}: row {row}", source)
                     if document is not None:
-                        yield Document(document.text, f"{self.path.name}:{row}", document.label)
+                        yield document
 
     def report(self) -> dict[str, Any]:
         return {"kind": "parquet", "path": self.path.name, "column": self.config.column, "rows": self.rows}

@@ -157,6 +157,8 @@ class LanguageConfig(Config):
     def _fits(self) -> Self:
         if self.data.context > self.context:
             raise ValueError(f"data.context = {self.data.context} is longer than model.context = {self.context}")
+        if self.data.tokenised is not None and self.tokenizer.name is None:
+            raise ValueError("tokenizer.name is needed where data.tokenised says that there are ids and no text")
         if self.train.batch < self.data.context:
             raise ValueError(f"train.batch = {self.train.batch} tokens hold no context of {self.data.context}")
         if self.contexts % self.train.accumulate:
