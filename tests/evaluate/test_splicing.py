@@ -287,6 +287,40 @@ def test_packed_shards(tmp_path, prose, tiny_tokenizer, attend_across):
     assert result.value("ce_orig") == pytest.approx(float(ce), abs=1e-5)
 
 
+@pytest.mark.parametrize("attend_across", [True, False])
+def test_blocks_below_the_first_write_run_once(attend_across, monkeypatch):
+    """Spliced and ablated passes begin behind them; every number is the same to the bit."""
+    from unmix.evaluate import splicing
+    from unmix.lm import start
+
+    policy = InputPolicy(bos="none", skip_first=1, attend_across=attend_across)
+    lm = LanguageModel(llama(num_hidden_layers=4), "deep")
+    passes = [0] * 4
+    for i in range(4):
+        lm.model.model.layers[i].mlp.register_forward_pre_hook(
+            lambda module, args, i=i: passes.__setitem__(i, passes[i] + 1)
+        )
+    tokens = torch.randint(0, 31, (6, 12), generator=torch.Generator().manual_seed(1))
+    reads = CoderConfig(
+        reads=("blocks.0.resid_post",), writes=("blocks.3.mlp_out",), d_in=16, n_latents=8, activation=TopK(k=2),
+        pre_bias="none",
+    )  # fmt: skip
+    coders = {
+        "low": with_policy(lossy("blocks.0.resid_post"), policy), "mid": with_policy(lossy("blocks.2.mlp_in"), policy),
+        "high": with_policy(SparseCoder(reads, seed=1).eval(), policy),
+    }  # fmt: skip
+    found = evaluate(coders, lm, tokens, batch=6)
+    monkeypatch.setattr(start, "_believed", lambda lm, found: True)
+    passes[:] = [0] * 4
+    assert numbers(evaluate(coders, lm, tokens, batch=6)["mid"]) == numbers(found["mid"])
+    # The mean's pass and the one as it is, then three a coder from its first write on.
+    assert passes == [2, 2 + 3, 2 + 6, 2 + 9]
+    monkeypatch.setattr(splicing, "find_start", lambda lm, hooks: None)
+    plain = evaluate(coders, lm, tokens, batch=6)
+    for name in coders:
+        assert numbers(found[name]) == numbers(plain[name])
+
+
 def test_bfloat16_model_and_perfect_coder(tokens):
     result = evaluate(perfect(), LanguageModel(llama().bfloat16(), "half"), tokens)
     assert result.settings["model"]["dtype"] == "bfloat16" and result.settings["coder"]["dtype"] == "float32"

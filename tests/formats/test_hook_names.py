@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from unmix.formats.hook_names import (
+    as_processed,
+    canonical,
     from_module_path,
     from_openai_location,
     from_submodule_name,
@@ -32,6 +34,57 @@ TRANSFORMER_LENS = [
 def test_transformer_lens_both_ways(theirs, head, ours):
     assert from_transformer_lens(theirs, head) == ours
     assert to_transformer_lens(ours) == (theirs, head)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("blocks.8.resid_pre~centred", "blocks.8.hook_resid_pre"),
+        ("embeddings~centred", "hook_embed"),
+        ("blocks.5.z~unbiased", "blocks.5.attn.hook_z"),
+        ("blocks.5.mlp_in~normalised", "blocks.5.ln2.hook_normalized"),
+        ("blocks.5.attn_in~normalised", "blocks.5.ln1.hook_normalized"),
+    ],
+)
+def test_views_are_written_as_the_hook_that_shows_them(ours, theirs):
+    assert to_transformer_lens(ours) == (theirs, None)
+
+
+@pytest.mark.parametrize(
+    ("hook", "model", "options", "seen"),
+    [
+        ("blocks.8.resid_pre", "gpt2-small", {}, "blocks.8.resid_pre~centred"),
+        ("blocks.8.resid_pre", "EleutherAI/pythia-70m-deduped", {}, "blocks.8.resid_pre~centred"),
+        ("embeddings", "openai-community/gpt2", {}, "embeddings~centred"),
+        ("blocks.8.resid_pre", "google/gemma-2-2b", {}, "blocks.8.resid_pre"),  # RMS norms: left alone
+        ("blocks.8.resid_pre", "microsoft/Phi-3-mini-4k-instruct", {}, "blocks.8.resid_pre"),
+        ("blocks.8.resid_pre", None, {}, "blocks.8.resid_pre"),
+        ("blocks.8.resid_post", "gpt2", {"centred": False}, "blocks.8.resid_post"),
+        ("blocks.8.mlp_act", "gpt2", {}, "blocks.8.mlp_act"),
+        ("blocks.8.z", "gpt2", {}, "blocks.8.z~unbiased"),
+        ("blocks.8.z", "gpt2", {"value_biases": False}, "blocks.8.z"),
+    ],
+)
+def test_what_transformer_lens_shows_after_its_default_processing(hook, model, options, seen):
+    assert as_processed(hook, model, **options) == seen
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("resid_post_mlp.8", "blocks.8.resid_post"),
+        ("resid_delta_mlp_v5_128k/autoencoders/8.pt", "blocks.8.mlp_out_post"),
+        ("gpt2-small/resid_post_attn_v5_32k/autoencoders/8", "blocks.8.resid_mid"),
+        ("blocks.8.mlp_post_act", "blocks.8.mlp_act"),
+        ("attn_out_layer_2", "blocks.2.attn_out"),
+        (".model.layers.2.mlp", "blocks.2.mlp_out"),
+        ("blocks.8.hook_resid_mid", "blocks.8.resid_mid"),
+        ("autoencoders/8.pt", "autoencoders/8.pt"),
+        ("anything.8", "anything.8"),
+    ],
+)
+def test_any_dialect(theirs, ours):
+    assert canonical(theirs) == ours
 
 
 MODULES = [

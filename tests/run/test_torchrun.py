@@ -22,9 +22,15 @@ pytestmark = pytest.mark.slow
 
 
 def two_coders(run_file: Path, run_tree: dict[str, Any]) -> Path:
-    """The same run with two coders at two hooks."""
+    """The same run with two coders at two hooks, both trained end to end at last."""
     one = run_tree["coder"]
     tree = {**run_tree, "coders": {"low": {**one, "hook": "layers.0"}, "high": {**one, "k": 4}}}
+    late: list[dict[str, Any]] = [
+        {"term": "kl", "start": 0.9},
+        {"term": "downstream", "hooks": ["layers.2"], "start": 0.9},
+    ]
+    tree["train"] = {**run_tree["train"], "objective": [{"term": "mse"}, *late]}
+    tree["data"] = {**run_tree["data"], "tokens": 20_000}
     path = run_file.with_name("two.yaml")
     path.write_text(yaml.safe_dump({key: value for key, value in tree.items() if key != "coder"}), encoding="utf-8")
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from unmix.core.errors import ConfigError, ResumeError
 from unmix.run.config import RunConfig
 from unmix.run.context import RunContext
-from unmix.run.walk import Stage, stage_keys, walk
+from unmix.run.summary import stage_table
+from unmix.run.walk import Stage, forget, stage_keys, stamp_of, walk
 
 
 class Recorder:
@@ -90,6 +92,46 @@ def test_scratch_is_not_made_again_for_readers_that_are_done(tmp_path: Path) -> 
     (tmp_path / "run" / ".stages" / "activations.json").unlink()
     walk(config(tmp_path), r.stages())
     assert len(r.calls) == 4
+
+
+def test_what_a_stage_took_stays_on_record_when_its_result_goes(tmp_path: Path) -> None:
+    """It counts as not done, and is made again where a reader is."""
+    r = Recorder()
+    _, first = walk(config(tmp_path), r.stages())
+    folder = tmp_path / "run"
+    seconds = stamp_of(folder, "activations") or {}
+    forget(folder, "activations")
+    forget(folder, "nothing")
+    stamp = stamp_of(folder, "activations") or {}
+    assert stamp["key"] is None
+    assert stamp["seconds"] == seconds["seconds"]
+    _, second = walk(config(tmp_path), r.stages())
+    assert second.skipped == [stage.name for stage in r.stages()], "spared: its reader is done"
+    shown = list(stage_table(second).columns[1].cells)
+    assert all(str(cell).startswith("done before, ") for cell in shown)
+    walk(config(tmp_path, train={"lr": 0.01}), r.stages(), redo=["train"])
+    assert r.calls[4:] == ["activations", "train", "report"]
+    assert first.seconds.keys() == {stage.name for stage in r.stages()}
+
+
+def test_checks_come_before_every_stage(tmp_path: Path) -> None:
+    """And before the run file is written; not where the stage is done."""
+    r = Recorder()
+    asked: list[str] = []
+
+    def refuse(context: RunContext) -> None:
+        asked.append(context.config.train.optimiser)
+        if len(asked) == 1:
+            raise ConfigError("no")
+
+    stages = [replace(stage, check=refuse if stage.name == "train" else None) for stage in r.stages()]
+    with pytest.raises(ConfigError, match="no"):
+        walk(config(tmp_path), stages)
+    assert r.calls == []
+    assert not (tmp_path / "run" / "run.yaml").exists()
+    walk(config(tmp_path), stages)
+    walk(config(tmp_path, report={"windows": 5}), stages)
+    assert len(asked) == 2
 
 
 def test_until_and_unknown_stage(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 A case is `KIND:MOMENT[:MOMENT …]`: one child after another dies at its moment, the last one runs to the end. Writes
 `FOLDER/CASE/final/` (a checkpoint) and `FOLDER/CASE/metrics.jsonl`. One process imports torch once for all of them.
-Kinds are activations, optimisers, and `group`: three coders on one stream.
+Kinds are activations, optimisers, habits of the trainer, `group`: three coders on one stream, and `retire`: with a
+fourth that fails and leaves.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from unmix.train.trainer import GroupTrainer, Job
 
 from .toys import coder_config, planted
 
+HABITS: dict[str, dict[str, Any]] = {"ema": {"ema": 0.9}, "resample": {"resample": (0.8, 0.9), "ema": 0.8}}
 OPTIMISERS = ("signum", "schedule_free", "muon")
 
 
@@ -108,9 +110,17 @@ def jobs_of(kind: str) -> dict[str, Job]:
         two = jobs_of("jumprelu")["jumprelu"]
         small = OptimConfig(**{**common, "seed": 4, "lr": 1e-3, "optimiser": "signum"})
         return {"one": one, "two": two, "three": Job(coder_config("batchtopk", n=20, name="three"), small)}
+    if kind == "retire":
+        # From step 11 on the gradient of `bad` is infinite.
+        terms = ({"term": "mse"}, {"term": "l1", "weight": 1e38, "start": 0.33})
+        bad = OptimConfig(**common, objective=terms, retire=True)
+        return {"bad": Job(coder_config("topk", name="bad"), bad), **jobs_of("group")}
     if kind in OPTIMISERS:
         own = {"optimiser": kind, **({"unit_norm": False} if kind == "schedule_free" else {})}
         return {kind: Job(coder_config("topk", n=48), OptimConfig(**common, **own))}
+    if kind in HABITS:
+        sparse = {**common, "sparsity": 5, "sparsity_warmup": 0.0, "lr": 2e-2, **HABITS[kind]}
+        return {kind: Job(coder_config("relu", n=48, name=kind), OptimConfig(**sparse))}
     sparsity = 0.01 if kind in ("relu", "jumprelu") else 0.0
     return {kind: Job(coder_config(kind, n=48), OptimConfig(**common, sparsity=sparsity))}
 

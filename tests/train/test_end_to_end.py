@@ -24,6 +24,7 @@ from unmix.train.config import OptimConfig
 from unmix.train.feeds import RowFeed
 from unmix.train.learner import Learner
 from unmix.train.objectives import Step
+from unmix.train.objectives.tiles import LinearHead
 from unmix.train.source import TensorSource
 from unmix.train.spliced import SplicedFeed, StagedFeed, spliced_together, with_model
 from unmix.train.timing import Clock
@@ -280,6 +281,45 @@ def test_a_sweep_shares_the_bare_pass_and_ends_early(tmp_path: Path, monkeypatch
     ran.clear()
     trainer.group_step()
     assert ran == ["0", "2", "2", "2", "2"]
+
+
+def test_first_rows_are_made_once_for_coders_at_one_hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, and the look for outliers, of four coders take the model's passes of one; then the rows are let go."""
+    ran = 0
+    lm = model_of("llama")
+    model: Any = lm.model
+    inner = model.model.layers[0].forward
+
+    def counted(*args: Any, **keywords: Any) -> Any:
+        nonlocal ran
+        ran += 1
+        return inner(*args, **keywords)
+
+    monkeypatch.setattr(model.model.layers[0], "forward", counted)
+    counts: list[int] = []
+    for n in (1, 4):
+        ran = 0
+        coders = {f"c{i}": coder_at("blocks.1.resid_post", name=f"c{i}") for i in range(n)}
+        trainer = trainer_of(tmp_path / str(n), lm, coders, optim(KL))
+        counts.append(ran)
+        feed = trainer.feed
+        assert isinstance(feed, SplicedFeed)
+        assert feed.sample(coders["c0"]) is feed.sample(coders["c0"])
+        held = feed.sample(coders["c0"])
+        trainer.group_step()
+        assert feed.sample(coders["c0"]) is not held
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt_350m", "gemma2", "granite"])
+def test_heads_that_end_in_a_product_go_by_tiles(family: str) -> None:
+    """Their parts give the head's own logits; a scale or a soft cap behind the product leaves whole rows."""
+    lm = model_of(family)
+    feed = SplicedFeed(lm, texts(), {"a": coder_at("blocks.0.resid_post")}, 0)
+    head = feed._head  # pyright: ignore[reportPrivateUsage]
+    assert isinstance(head, LinearHead) == (family not in ("gemma2", "granite"))
+    stream = torch.randn(5, lm.d_model)
+    torch.testing.assert_close(head(stream), lm.unembed(stream), rtol=1e-6, atol=1e-6)
 
 
 def test_gradients_of_a_sweep_are_those_of_each_alone(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from unmix.run.public import train
 from unmix.train.trainer import make_terms
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-FAMILIES = ("topk", "batchtopk", "jumprelu", "gated", "relu", "matryoshka", "crosscoder", "transcoder")
+FAMILIES = ("topk", "batchtopk", "jumprelu", "gated", "relu", "matryoshka", "crosscoder", "transcoder", "groupmax",
+            "topk-annealed")  # fmt: skip
 HOOKS = {
     "layers.8": "layers.0", "layers.10": "layers.1", "layers.12": "layers.2", "blocks.10.mlp_in": "blocks.1.mlp_in",
     "blocks.10.mlp_out": "blocks.1.mlp_out",
@@ -52,7 +53,7 @@ def test_is_valid_and_says_how_it_is_run(name: str) -> None:
     assert f"unmix run examples/{name}.yaml" in text
 
 
-@pytest.mark.parametrize("name", ["crosscoder", "transcoder", "jumprelu"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_trains(name: str, model_folder: Path, tmp_path: Path) -> None:
     """Shrunk: fewer tokens, latents and layers; every other field as it stands."""
     tree = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text(encoding="utf-8"))
@@ -71,6 +72,7 @@ def test_trains(name: str, model_folder: Path, tmp_path: Path) -> None:
     optim |= {"batch": 256, "epochs": 2, "lr": 3e-3, "init_rows": 512, "log_every": 1, "checkpoint_every": 1000}
     optim |= {"prefixes": [8, 32]} if "prefixes" in optim else {}
     optim |= {"target_l0": 4} if "target_l0" in optim else {}
+    optim |= {"k_start": 16} if "k_start" in optim else {}
     place = tmp_path / "run.yaml"
     place.write_text(yaml.safe_dump({**tree, "out": str(tmp_path / "run")}))
     context = train(place)

@@ -180,6 +180,54 @@ def test_a_rising_loss_is_told(tmp_path: Path, warnings: pytest.LogCaptureFixtur
     assert [m[:56] for m in warnings.messages] == ["c: the loss rises: 1.6 over the last 20 steps, 1 at best"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "optim", "quiet"),
+    [
+        ("topk", {"k_start": 12, "k_anneal": 0.6}, 120),
+        ("topk", {"objective": [{"term": "mse"}, {"term": "auxk", "warmup": 0.6}]}, 120),
+        ("relu", {"sparsity": 0.1, "sparsity_warmup": 0.6}, 120),
+        ("relu", {"objective": [{"term": "mse"}, {"term": "l1", "p": 1.0, "p_end": 0.5}]}, 200),
+    ],
+)
+def test_what_moves_by_design_is_not_told(
+    tmp_path: Path, warnings: pytest.LogCaptureFixture, kind: str, optim: dict[str, Any], quiet: int
+) -> None:
+    """A loss that grows tenfold, and an L0 far from k, while k falls or a weight ramps up; told soon after that."""
+    watch = watched(tmp_path, kind, **optim)
+    warnings.clear()
+    for step in range(quiet):
+        watch.see(figures(step, loss=1.0 + step / 10, l0=12.0 if "k_start" in optim else 3.0))
+    assert warnings.messages == []
+    for step in range(quiet, 200):
+        watch.see(figures(step, loss=1.0 if step < 160 else 9.0))
+    assert ("the loss rises" in warnings.text) == (quiet < 200)
+
+
+def test_a_loss_that_rises_before_a_late_stage_is_told(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
+    """The stage's own rise is not."""
+    late = [{"term": "mse"}, {"term": "auxk", "start": 0.8}]
+    watch = watched(tmp_path, objective=late)
+    warnings.clear()
+    for step in range(200):
+        watch.see(figures(step, loss=1.0 if step < 162 else 5.0))
+    assert warnings.messages == []
+    again = watched(tmp_path, objective=late)
+    for step in range(140):
+        again.see(figures(step, loss=1.0 if step < 90 else 5.0))
+    assert "c: the loss rises: 3 over" in warnings.text
+
+
+def test_latents_begun_anew_start_the_comparison_again(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
+    watch = watched(tmp_path)
+    warnings.clear()
+    for step in range(100):
+        watch.see(figures(step))
+    watch.restart()
+    for step in range(100, 200):
+        watch.see(figures(step, loss=3.0))
+    assert warnings.messages == []
+
+
 def test_rows_that_hold_the_variance_are_told(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
     """Once, at the start; well-behaved rows are not."""
     x = torch.randn(2000, 8)

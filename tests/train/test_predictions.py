@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from unmix.train.objectives import tiles
 from unmix.train.objectives.predictions import NO_TARGET, Predictions, shared
+from unmix.train.objectives.tiles import LinearHead, TiledKL
 
 
 def some(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, nn.Linear]:
@@ -61,6 +63,80 @@ def test_tokens_that_a_model_rules_out_cost_nothing() -> None:
     loss.backward()
     assert spliced.grad is not None
     assert bool(torch.isfinite(spliced.grad).all())
+
+
+def split(head: nn.Linear, scale: float = 3.0) -> LinearHead:
+    """A head that ends in a product, behind something that is not linear."""
+    return LinearHead(lambda x: (scale * x).tanh(), head.weight, head.bias)
+
+
+@pytest.mark.parametrize("tile", [1, 7, 25, 64])
+@pytest.mark.parametrize("chunk", [1, 1000, 2**20])
+def test_tiles_of_the_vocabulary_give_the_same(tile: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Value and gradient, however the vocabulary and the rows are cut."""
+    monkeypatch.setattr(tiles, "TILE", tile)
+    spliced, original, targets, linear = some()
+    head = split(linear)
+    loss = Predictions(spliced, original, targets, head, ("kl",), chunk).loss("kl")
+    log_p, log_q = head(original).log_softmax(-1), head(spliced).log_softmax(-1)
+    true = functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+    assert loss.item() == pytest.approx(true.item(), rel=1e-11)
+    (grad,) = torch.autograd.grad(2 * loss, spliced)
+    (expected,) = torch.autograd.grad(2 * true, spliced)
+    torch.testing.assert_close(grad, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_tiles_far_apart_in_size_do_not_overflow() -> None:
+    """Logits of some tiles are hundreds above those of others."""
+    torch.manual_seed(0)
+    weight = torch.randn(12, 4, dtype=torch.float64)
+    weight[8:] *= 400
+    q, p = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    value, grad = TiledKL(LinearHead(nn.Identity(), weight), torch.float64, 4)(q, p, True)
+    log_p, log_q = (p @ weight.T).log_softmax(-1), (q @ weight.T).log_softmax(-1)
+    torch.testing.assert_close(value, (log_p.exp() * (log_p - log_q)).sum(-1), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(grad, (log_q.exp() - log_p.exp()) @ weight, rtol=1e-10, atol=1e-12)
+
+
+def test_a_tile_that_is_ruled_out_goes_by_whole_rows() -> None:
+    """A bias of −inf over a whole tile: no softmax inside it, and the KL is what it is without those tokens."""
+    spliced, original, targets, linear = some()
+    bias = linear.bias.detach().clone()
+    bias[:10] = -torch.inf
+    made = Predictions(spliced, original, targets, LinearHead(nn.Identity(), linear.weight, bias), ("kl",))
+    kept = [x @ linear.weight[10:].T + bias[10:] for x in (original, spliced)]
+    log_p, log_q = (z.log_softmax(-1) for z in kept)
+    loss = made.loss("kl")
+    assert loss.item() == pytest.approx((log_p.exp() * (log_p - log_q)).sum(-1).mean().item(), rel=1e-11)
+    loss.backward()
+    assert spliced.grad is not None
+    assert bool(torch.isfinite(spliced.grad).all())
+
+
+def test_tiles_of_a_bfloat16_head_are_softmaxed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The value to float32's rounding, the gradient to bfloat16's."""
+    monkeypatch.setattr(tiles, "TILE", 16)
+    spliced, original, targets, linear = some(torch.bfloat16)
+    head = LinearHead(nn.Identity(), linear.weight, linear.bias)
+    loss = Predictions(spliced, original, targets, head, ("kl",)).loss("kl")
+    # As the product and then the bias are rounded.
+    log_p, log_q = ((x @ linear.weight.T + linear.bias).float().log_softmax(-1) for x in (original, spliced))
+    true = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(true.item(), rel=1e-5)
+    (grad,) = torch.autograd.grad(loss, spliced)
+    (expected,) = torch.autograd.grad(true, spliced)
+    assert grad.dtype == torch.bfloat16
+    torch.testing.assert_close(grad.float(), expected.float(), rtol=0.02, atol=2e-4)
+
+
+def test_nothing_is_kept_for_a_backward_that_nobody_asks_for() -> None:
+    """Rows without gradients, and none at all."""
+    spliced, original, targets, linear = some()
+    loss = Predictions(spliced.detach(), original, targets, split(linear), ("kl",)).loss("kl")
+    assert not loss.requires_grad
+    nothing = Predictions(spliced[:0], original[:0], targets[:0], split(linear), ("kl",)).loss("kl")
+    assert nothing.item() == 0.0
 
 
 def test_a_shared_loss_keeps_its_value() -> None:

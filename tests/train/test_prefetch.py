@@ -177,6 +177,15 @@ def test_time_counts_once_and_threads_apart() -> None:
     )
 
 
+def test_what_came_before_a_loop_is_not_part_of_it() -> None:
+    """Rows for the first weights are waited for too."""
+    clock = Clock()
+    clock.add("wait", 3.0)
+    clock.reset()
+    clock.add("coder", 1.0)
+    assert clock.seconds() == {"coder": 1.0}
+
+
 def test_the_trainer_says_where_its_time_went(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,12 +27,13 @@ MOMENTS = [
 DICE = random.Random(7)
 ANYWHERE = [":".join(f"call@{DICE.randrange(200, 60_000)}" for _ in range(2)) for _ in range(4)]
 """Two deaths each, at the entry of any Python function: building the trainer, a step, a checkpoint, a log line."""
-KINDS = ["topk", "batchtopk", "jumprelu", "relu", "group", "signum", "schedule_free", "muon"]
+KINDS = ["topk", "batchtopk", "jumprelu", "relu", "group", "signum", "schedule_free", "muon", "ema", "resample"]
 CASES = [
     *(f"topk:{moments}" for moments in MOMENTS),
     "batchtopk:step@12", "jumprelu:step@12", "relu:renamed@1",
     *(f"group:{moments}" for moments in [*ANYWHERE, "saving@2", "renamed@2"]),
-    "signum:step@12", "schedule_free:step@12", "muon:step@12",
+    "signum:step@12", "schedule_free:step@12", "muon:step@12", "ema:step@12",
+    "resample:step@23", "resample:step@26", "resample:step@24:saving@1",
 ]  # fmt: skip
 
 
@@ -58,6 +59,8 @@ def test_killed_and_resumed_is_bit_identical(trained: Path, case: str) -> None:
     log = straight / coders[0] / "metrics.jsonl"
     records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     assert len(records) == 10
+    if kind == "resample":
+        assert any(record["dead"] for record in records[-3:]), "no latent died: nothing was begun anew"
     if kind in ("topk", "batchtopk", "group"):
         assert any(record["dead"] and record["loss/auxk"] for record in records), "no latent died: AuxK went untested"
     assert sorted(path.name for path in (resumed / "checkpoint").iterdir()) == ["00000021", "00000028"]

@@ -10,13 +10,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from unmix.core.errors import MachineError
+from unmix.core.errors import MachineError, ServiceError
 from unmix.core.plot import Panel, Series, draw
 from unmix.train.config import OptimConfig, Tracking
 from unmix.train.curves import write_curves
 from unmix.train.feeds import RowFeed
 from unmix.train.source import TensorSource
-from unmix.train.trackers import TRACKERS, Session, secret, start_trackers
+from unmix.train.trackers import TRACKERS, Session, check_trackers, secret, start_trackers
 from unmix.train.trainer import GroupTrainer, Job
 
 from .toys import coder_config, planted
@@ -90,6 +90,32 @@ def test_wandb_without_a_key_or_offline(tmp_path: Path, made: list[tuple[str, An
     start_trackers(["wandb"], session(tmp_path, offline=True))
     assert [name for name, _ in made] == ["wandb.init"]
     assert made[0][1][1]["mode"] == "offline"
+
+
+def test_whether_a_tracker_could_start_is_asked_first(tmp_path: Path, made: list[tuple[str, Any]]) -> None:
+    """Nothing is sent for it."""
+    with pytest.raises(MachineError, match="no key in WANDB_API_KEY"):
+        check_trackers(["tensorboard", "wandb"], Tracking())
+    check_trackers(["wandb", "trackio", "tensorboard"], Tracking(offline=True))
+    assert made == []
+
+
+def test_an_artifact_that_is_not_taken(
+    tmp_path: Path, made: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message says where the coder is."""
+    (tracker,) = start_trackers(["wandb"], session(tmp_path, offline=True))
+    tracker.upload("c0", tmp_path)
+    assert next(call for name, call in made if name == "wandb.Artifact")[1]["metadata"] == {"lr": 0.1}
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError("quota exceeded")
+
+    monkeypatch.setattr(sys.modules["wandb"], "Artifact", full)
+    with pytest.raises(
+        ServiceError, match=r"did not take the artifact c0 \(OSError: quota exceeded\); the coder is whole"
+    ):
+        tracker.upload("c0", tmp_path)
 
 
 def test_trackio_and_several_coders(tmp_path: Path, made: list[tuple[str, Any]]) -> None:

@@ -69,6 +69,33 @@ def test_a_coder_learns_the_dictionary_behind_a_hook() -> None:
     assert coder.config.model.weights_hash is not None
 
 
+def test_a_tuple_of_hooks_is_one_crosscoder(tmp_path: Path) -> None:
+    """Read and written side by side, each standardised; beside other coders it has its hooks for a key."""
+    module = Perceptron()
+    coder = train_one(module, batches(), hook=("0", "2"))
+    assert coder.config.reads == coder.config.writes == ("0@out", "2@out")
+    assert (coder.config.d_in, coder.config.parts()) == (18, (12, 6))
+    assert coder.config.normalise.kind == "standardise"
+    x = torch.cat(batches())
+    rows = torch.cat([module[0](x), module(x)], dim=-1).detach()
+    torch.testing.assert_close(coder.norm_mean.detach(), rows.mean(0), rtol=0.5, atol=0.3)
+    found = unmix.train_on(module, batches(), hook=["1", ("0", "2")], coder=SPEC, train=QUICK, folder=tmp_path / "f")
+    assert isinstance(found, dict)
+    assert list(found) == ["1", ("0", "2")]
+    assert torch.equal(found["0", "2"].W_dec, coder.W_dec)
+    again = unmix.train_on(module, batches(), hook=["1", ("0", "2")], coder=SPEC, train=QUICK, folder=tmp_path / "f")
+    assert isinstance(again, dict)
+    assert again["0", "2"].hash() == found["0", "2"].hash()
+
+
+def test_several_hooks_may_be_read_for_one(tmp_path: Path) -> None:
+    coder = train_one(Perceptron(), batches(), hook=("0", "1"), write="2")
+    assert (coder.config.reads, coder.config.writes) == (("0@out", "1@out"), ("2@out",))
+    assert (coder.config.d_in, coder.config.width_out) == (24, 6)
+    with pytest.raises(ConfigError, match=r"coder\.hook is '0', but the call says \('0', '1'\)"):
+        train_one(Perceptron(), batches(), hook=("0", "1"), coder={**SPEC, "hook": "0"})
+
+
 @pytest.mark.parametrize("hook", ["1", "1@out", "2@in"])
 def test_rows_are_what_flows_through_the_hook(hook: str) -> None:
     module, batch = Perceptron(), batches(1)[0]

@@ -23,6 +23,7 @@ A stopped run goes on where it was: say the same command again.
   --model NAME      short for --model.name: Hugging Face name or folder, GGUF file, builtin:smollm2
   --data SOURCE     short for --data.source: file, folder, hf:NAME, builtin:python-docs
   --hook HOOK       short for --coder.hook
+  --push-to-hub OWNER/NAME  short for --publish.hub: the finished coders go there, with a card
   --redo STAGE      do this stage again (several: commas); stages: {stages}
   --until STAGE     stop after this stage
   --section.field VALUE   any field of the run file, e.g. --coder.k 64 --data.tokens 10M
@@ -65,6 +66,7 @@ def run_until(stage: str | None, arguments: list[str]) -> int:
         return _replay(load_run(arguments[0], overrides), which)
     config = load_run(arguments[0], overrides)
     refuse_several(config, until)
+    from unmix.run.publishing import publish
     from unmix.run.stages import STAGES
     from unmix.run.summary import print_summary
     from unmix.run.team import follow, follows, leave
@@ -75,6 +77,7 @@ def run_until(stage: str | None, arguments: list[str]) -> int:
     context, result = walk(config, STAGES, until, redo)
     leave(context)
     print_summary(context, result)
+    publish(context)
     return 0
 
 
@@ -88,6 +91,14 @@ def _sweep(place: str, overrides: dict[str, str], until: str | None, redo: list[
     refuse_team("a sweep")
     spec = read_sweep(overrides.pop("sweep"))
     tree, out = run_with(place, overrides)
+    if tree.get("coder_set"):
+        raise ConfigError(
+            "coder_set: members of a sweep are trained apart; take coder_set out, or train the set itself"
+        )
+    if tree.get("publish"):
+        raise ConfigError(
+            "publish: a sweep's coders are not pushed; choose one and say coder.push_to_hub, or unmix train"
+        )
     parts = plan_sweep(spec, tree, out, place)
     from unmix.run.sweeping import walk_sweep
 
@@ -96,8 +107,10 @@ def _sweep(place: str, overrides: dict[str, str], until: str | None, redo: list[
 
 
 def _replay(config: RunConfig, which: str) -> int:
+    from unmix.run.team import refuse_team
     from unmix.run.training import replay_run
 
+    refuse_team("--replay")
     for report in replay_run(config, which):
         sys.stdout.write(yaml.safe_dump(report, sort_keys=False, allow_unicode=True))
     return 0

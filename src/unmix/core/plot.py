@@ -22,6 +22,10 @@ class Series:
     line: bool = False
     labels: Sequence[str] = ()
     """Shown by browsers when the pointer rests on a point."""
+    marks: Sequence[int] = ()
+    """How each point is drawn: 0 (the default) as a disc, 1 as a ring, others as a cross."""
+    through: Sequence[tuple[float, float]] = ()
+    """Points of a thin line behind them."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,11 @@ class Panel:
     log_x: bool = False
 
 
-def draw(panels: Sequence[Panel], title: str) -> str:
-    """The panels side by side, at most two in a row, as one SVG document that a page may hold inline."""
+def draw(panels: Sequence[Panel], title: str, note: str = "") -> str:
+    """The panels side by side, at most two in a row, as one SVG document that a page may hold inline.
+
+    `note` stands right of the legend.
+    """
     columns = min(2, len(panels)) or 1
     rows = -(-len(panels) // columns)
     names = list(dict.fromkeys(s.name for panel in panels for s in panel.series if s.name))
@@ -54,6 +61,10 @@ def draw(panels: Sequence[Panel], title: str) -> str:
         x = LEFT + i * 110
         parts.append(f'<circle cx="{x}" cy="{height - 12}" r="4" fill="{colours[name]}"/>')
         parts.append(f'<text x="{x + 8}" y="{height - 8}" fill="#222222">{escape(name)}</text>')
+    if names and note:
+        parts.append(
+            f'<text x="{width - RIGHT}" y="{height - 8}" text-anchor="end" fill="#555555">{escape(note)}</text>'
+        )
     return "".join(parts) + "</svg>\n"
 
 
@@ -85,18 +96,31 @@ def _panel(panel: Panel, colours: dict[str, str]) -> str:
 
 def _series(series: Series, colour: str, across: _Axis, up: _Axis) -> str:
     kept = [
-        (across.at(x), up.at(y), series.labels[i] if i < len(series.labels) else "")
+        (
+            across.at(x),
+            up.at(y),
+            series.labels[i] if i < len(series.labels) else "",
+            series.marks[i] if i < len(series.marks) else 0,
+        )
         for i, (x, y) in enumerate(series.points)
         if math.isfinite(x) and math.isfinite(y)
     ]
     if series.line:
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in kept)
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y, *_ in kept)
         return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
-    return "".join(
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}" fill-opacity="0.75">'
-        f"<title>{escape(label)}</title></circle>"
-        for x, y, label in kept
-    )
+    behind = " ".join(f"{across.at(x):.1f},{up.at(y):.1f}" for x, y in series.through)
+    parts = [f'<polyline points="{behind}" fill="none" stroke="{colour}" stroke-opacity="0.5"/>'] if behind else []
+    for x, y, label, mark in kept:
+        parts.append(_mark(mark, x, y, colour, f"<title>{escape(label)}</title>"))
+    return "".join(parts)
+
+
+def _mark(kind: int, x: float, y: float, colour: str, title: str) -> str:
+    if kind > 1:
+        cross = f"M{x - 4:.1f},{y:.1f}h8M{x:.1f},{y - 4:.1f}v8"
+        return f'<path d="{cross}" stroke="{colour}" stroke-width="1.6">{title}</path>'
+    look = f'fill="{colour}" fill-opacity="0.75"' if kind == 0 else f'fill="none" stroke="{colour}" stroke-width="1.6"'
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" {look}>{title}</circle>'
 
 
 class _Axis:
@@ -113,11 +137,16 @@ class _Axis:
         return self.start + (self._on(value) - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """About five round values; on a logarithmic axis 1, 2 and 5 of each power of ten."""
+        """About five round values; on a logarithmic axis 1, 2 and 5 of each power of ten, more where those are few."""
         if self.log:
             powers = range(math.floor(self.low), math.ceil(self.high) + 1)
-            found = [m * 10.0**p for p in powers for m in (1, 2, 5)]
-            return [value for value in found if self.low <= math.log10(value) <= self.high]
+            found: list[float] = []
+            for steps in ((1, 2, 5), (1, 2, 3, 5, 7)):
+                values = [m * 10.0**p for p in powers for m in steps]
+                found = [value for value in values if self.low <= math.log10(value) <= self.high]
+                if len(found) > 3:
+                    break
+            return found
         raw = (self.high - self.low) / 5
         power = 10.0 ** math.floor(math.log10(raw))
         step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)

@@ -33,9 +33,16 @@ class Passes:
 
     @torch.no_grad()
     def run(
-        self, batch: Batch, edits: Mapping[str, Edit] | None = None, capture: Sequence[str] = ()
+        self,
+        batch: Batch,
+        edits: Mapping[str, Edit] | None = None,
+        capture: Sequence[str] = (),
+        skip: Mapping[str, Tensor] | None = None,
     ) -> tuple[Rows, dict[str, Tensor]]:
-        """The logits' rows, and the activations [batch, pos, d] at `capture`. `ModelError` where it has no logits."""
+        """The logits' rows, and the activations [batch, pos, d] at `capture`. `ModelError` where it has no logits.
+
+        `skip`: blocks left out, and what they gave (`Start.skip`).
+        """
         last = [self.lm.last_hook] if self.by_stream else []
         found = self.lm.run(
             batch.tokens,
@@ -43,6 +50,7 @@ class Passes:
             list(dict.fromkeys([*capture, *last])),
             documents=batch.documents,
             logits=not self.by_stream,
+            skip=skip,
         )
         if self.by_stream:
             return self._unembedded(found.activations[last[0]]), found.activations

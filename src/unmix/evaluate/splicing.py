@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unmix.coder.coder_set import CoderSet
 from unmix.coder.sparse_coder import SparseCoder
 from unmix.core.errors import ConfigError, DataError, NonFiniteError
 from unmix.core.progress import task
@@ -26,13 +27,14 @@ from unmix.evaluate.settings import Options, Scope, settings_of
 from unmix.lm.forward import put
 from unmix.lm.model import LanguageModel
 from unmix.lm.splice import Binding, make_bindings
+from unmix.lm.start import find_start
 from unmix.metrics.intervals import Estimate
 from unmix.metrics.language import Language, TokenLosses, predictions, token_losses
 
 
 @overload
-def evaluate(
-    coders: SparseCoder,
+def evaluate(  # pyright: ignore[reportOverlappingOverload] (a set is a mapping too, and comes first)
+    coders: SparseCoder | CoderSet,
     lm: LanguageModel,
     data: Contexts | Tensor,
     *,
@@ -78,7 +80,7 @@ def evaluate(
     resamples: int = 1000,
     level: float = 0.95,
 ) -> Evaluation | dict[str, Evaluation]:
-    """Measure a coder (or several, each spliced alone) on a language model.
+    """Measure a coder (or several, each spliced alone; a `CoderSet` as the one thing it is) on a language model.
 
     `data`: token shards, of which the first contexts of `role` that hold `tokens` tokens are read (all by
     default), or token ids [contexts, positions] under the coder's own input policy. `batch` contexts go through
@@ -89,11 +91,20 @@ def evaluate(
     over unmasked positions; cross-entropies over predictions made *from* unmasked positions (whatever comes next,
     the start of another document included), the original model's as well. `seed`, `resamples` and `level` are of
     the bootstrap intervals. The forward pass costs 2 + len(ablations) of the model's a coder, shared where
-    coders write one hook.
+    coders write one hook; all but two begin behind the blocks below the first hook that is written.
 
     Raises `ModelError` (a coder that does not fit the model), `DataError` (no contexts), `ConfigError`,
     `NonFiniteError` (naming hook or logits, and context).
     """
+    if isinstance(coders, CoderSet):
+        from unmix.evaluate.coder_sets import evaluate_set
+
+        if activations is not None:
+            raise ConfigError("evaluate: activations are of one coder's hook; of a set the model's own are taken")
+        return evaluate_set(
+            coders, lm, data, tokens=tokens, role=role, batch=batch, ablations=ablations, seed=seed,
+            resamples=resamples, level=level,
+        )  # fmt: skip
     single = isinstance(coders, SparseCoder)
     named = {coders.name: coders} if isinstance(coders, SparseCoder) else dict(coders)
     if not named:
@@ -104,14 +115,14 @@ def evaluate(
     options = Options(role, tuple(dict.fromkeys(ablations)), batch, seed, resamples, level)
     bindings = {name: make_bindings(lm, {name: coder})[0] for name, coder in named.items()}
     ids = choose(source, role, tokens)
-    work = _Evaluator(lm, named, bindings, source, ids, options)
+    work = Evaluator(lm, named, bindings, source, ids, options)
     cached = None if activations is None else local_metrics(next(iter(named.values())), activations)
     results = work.results(cached)
     return next(iter(results.values())) if single else results
 
 
 @dataclass
-class _Part:
+class Part:
     """What is gathered for one coder."""
 
     binding: Binding
@@ -119,7 +130,7 @@ class _Part:
     language: Language
 
 
-class _Evaluator:
+class Evaluator:
     """Two passes over the contexts `ids`."""
 
     def __init__(
@@ -137,6 +148,8 @@ class _Evaluator:
         reads = [hook.name for binding in bindings.values() for hook in binding.reads]
         self.hooks = list(dict.fromkeys([*reads, *self.writes]))
         self.passes = Passes.over(lm, list(self.writes))
+        # Below the first write nothing changes, so every pass but the first begins there, on the stream of the first.
+        self.starts = {name: find_start(lm, self._changed(binding)) for name, binding in bindings.items()}
         self.step = options.batch or max(1, 2048 // source.context)
         self.counted = self.predicted = 0
 
@@ -171,24 +184,27 @@ class _Evaluator:
             raise DataError(f"the mask leaves nothing to predict from in {len(self.ids)} contexts")
         return {name: total / self.counted for name, total in sums.items()}
 
-    def _part(self, name: str, means: Mapping[str, Tensor]) -> _Part:
+    def _part(self, name: str, means: Mapping[str, Tensor]) -> Part:
         binding = self.bindings[name]
         centre = torch.cat([means[hook.name] for hook in binding.writes])
-        return _Part(binding, LocalMetrics(self.coders[name], centre), Language(self.options.ablations))
+        return Part(binding, LocalMetrics(self.coders[name], centre), Language(self.options.ablations))
 
-    def _measure(self, batch: Batch, parts: Mapping[str, _Part], means: Mapping[str, Tensor]) -> None:
-        original, found = self.passes.run(batch, capture=self.hooks)
+    def _measure(self, batch: Batch, parts: Mapping[str, Part], means: Mapping[str, Tensor]) -> None:
+        streams = [start.hook for start in self.starts.values() if start is not None]
+        original, found = self.passes.run(batch, capture=[*self.hooks, *streams])
         kept = {name: activation[batch.mask.to(activation.device)] for name, activation in found.items()
                 if name in self.hooks}  # fmt: skip
         others: dict[str, Any] = {}
         for name, part in parts.items():
+            start = self.starts[name]
+            skip = None if start is None else start.skip(found[start.hook])
             values = self._reconstruct(part, kept, batch)
-            others[f"spliced {name}"] = self._run_with(batch, part.binding, values)
+            others[f"spliced {name}"] = self._run_spliced(batch, part, values, skip)
             for ablation in self.options.ablations:
                 key = _ablated(ablation, part.binding)
                 if key not in others:
                     constant = [_constant(ablation, means[hook.name], self.lm) for hook in part.binding.writes]
-                    others[key] = self._run_with(batch, part.binding, constant)
+                    others[key] = self._run_with(batch, part.binding, constant, skip)
         losses = token_losses(batch.tokens, batch.mask, original, others)
         contexts = batch.context_of(predictions(batch.mask))
         for name, part in parts.items():
@@ -197,18 +213,30 @@ class _Evaluator:
             }
             part.language.update(losses["original"], losses[f"spliced {name}"], ablated, contexts)
 
-    def _reconstruct(self, part: _Part, kept: Mapping[str, Tensor], batch: Batch) -> list[Tensor]:
+    def _reconstruct(self, part: Part, kept: Mapping[str, Tensor], batch: Batch) -> list[Tensor]:
         """The reconstruction at unmasked positions, cut by write hook; local metrics are updated on the way."""
         x = torch.cat([kept[hook.name] for hook in part.binding.reads], dim=-1)
         target = torch.cat([kept[hook.name] for hook in part.binding.writes], dim=-1)
         output = part.local.update(x, target, batch.context_of(batch.mask))
         return list(output.split(part.binding.widths, dim=-1))
 
-    def _run_with(self, batch: Batch, binding: Binding, values: Sequence[Tensor]) -> Any:
-        edits = {hook.name: put(value, batch.mask) for hook, value in zip(binding.writes, values)}
-        return self.passes.run(batch, edits)[0]
+    def _changed(self, binding: Binding) -> list[str]:
+        """Hooks at which a spliced pass first differs from the model as it is, or is looked at."""
+        return [hook.name for hook in binding.writes]
 
-    def _result(self, name: str, part: _Part, cached: LocalMetrics | None) -> Evaluation:
+    def _run_spliced(
+        self, batch: Batch, part: Part, values: Sequence[Tensor], skip: Mapping[str, Tensor] | None
+    ) -> Any:
+        """With `values`, the reconstruction of what the model as it is gave."""
+        return self._run_with(batch, part.binding, values, skip)
+
+    def _run_with(
+        self, batch: Batch, binding: Binding, values: Sequence[Tensor], skip: Mapping[str, Tensor] | None
+    ) -> Any:
+        edits = {hook.name: put(value, batch.mask) for hook, value in zip(binding.writes, values)}
+        return self.passes.run(batch, edits, skip=skip)[0]
+
+    def _result(self, name: str, part: Part, cached: LocalMetrics | None) -> Evaluation:
         options = self.options
         local = part.local if cached is None else cached
         metrics: dict[str, Estimate] = {

@@ -15,6 +15,7 @@ from unmix._version import __version__
 from unmix.core.errors import FormatError, ServiceError
 
 if TYPE_CHECKING:
+    from unmix.coder.coder_set import CoderSet
     from unmix.coder.sparse_coder import SparseCoder
 
 CARD = "README.md"
@@ -24,7 +25,7 @@ _METRICS = ("l0", "fvu", "explained_variance", "mse", "cosine", "dead", "ce_reco
 
 
 def push_to_hub(
-    coder: SparseCoder,
+    coder: SparseCoder | CoderSet,
     repo_id: str,
     *,
     path_in_repo: str = "",
@@ -34,27 +35,30 @@ def push_to_hub(
     token: str | None = None,
     endpoint: str | None = None,
     model_card: bool = True,
+    figures: Mapping[str, float] | None = None,
 ) -> str:
     """Write `coder` in `format` to a repository on the hub, made where there is none; returns the folder's address.
 
+    A `CoderSet` goes up whole, in the native format, and comes back with `unmix.load_all`.
+
     All files go up in one commit, to `path_in_repo` (the root by default) of the branch `revision`. The card is
-    generated and put at the root, unless one is there already or `model_card` is off. The token is the one given, or
-    that of `hf auth login`. Raises `FormatError` (not the name of a repository, no write access, a format that cannot
-    say what the coder does), `NonFiniteError`, and `ServiceError` where the hub does not answer.
+    generated and put at the root, unless one is there already or `model_card` is off; `figures` are shown on it as its
+    evaluation. The token is the one given, or that of `hf auth login`. Raises `FormatError` (not the name of a
+    repository, no write access, a format that cannot say what the coder does), `NonFiniteError`, and `ServiceError`
+    where the hub does not answer.
     """
     from huggingface_hub import HfApi
 
+    from unmix.coder.coder_set import CoderSet
     from unmix.formats.loading import convert
 
-    if not _REPO.match(repo_id):
-        raise FormatError(f"{repo_id!r}: not the name of a repository; expected owner/name")
-    folder = path_in_repo.strip("/")
-    if any(part in ("", ".", "..") for part in folder.split("/")) and folder:
-        raise FormatError(f"path_in_repo {path_in_repo!r}: expected a folder such as layers.3/wide")
+    folder = require_place(repo_id, path_in_repo)
+    if isinstance(coder, CoderSet) and format != "native":
+        raise FormatError(f"{repo_id}: coders whose writes add up are pushed in the native format, not as {format}")
     with TemporaryDirectory(prefix="unmix-push-") as temp:
         files = Path(temp) / "files"
         inside = files / folder
-        if format == "native":
+        if isinstance(coder, CoderSet) or format == "native":
             coder.save(inside)
         else:
             convert(coder, inside, format)
@@ -64,9 +68,12 @@ def push_to_hub(
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             if model_card and not api.file_exists(repo_id, CARD, revision=revision):
-                text = card(coder, repo_id, folder, format, revision)
+                if isinstance(coder, CoderSet):
+                    text = set_card(coder, repo_id, folder, revision, figures)
+                else:
+                    text = card(coder, repo_id, folder, format, revision, figures)
                 (files / CARD).write_text(text, encoding="utf-8")
-            what = folder or coder.name
+            what = folder or (f"{len(coder)} coders" if isinstance(coder, CoderSet) else coder.name)
             api.upload_folder(
                 repo_id=repo_id,
                 folder_path=files,
@@ -76,7 +83,35 @@ def push_to_hub(
             return f"{api.endpoint}/{repo_id}/tree/{revision or 'main'}/{folder}".rstrip("/")
 
 
-def card(coder: SparseCoder, repo_id: str, path: str = "", format: str = "native", revision: str | None = None) -> str:
+def require_place(repo_id: str, path_in_repo: str = "") -> str:
+    """The folder in a repository, without slashes around it. `FormatError` where either name cannot be one."""
+    if not _REPO.match(repo_id):
+        raise FormatError(f"{repo_id!r}: not the name of a repository; expected owner/name")
+    folder = path_in_repo.strip("/")
+    if any(part in ("", ".", "..") for part in folder.split("/")) and folder:
+        raise FormatError(f"path_in_repo {path_in_repo!r}: expected a folder such as layers.3/wide")
+    return folder
+
+
+def require_access(repo_id: str, token: str | None = None, endpoint: str | None = None) -> str:
+    """The name that the hub knows the token by. Nothing is written.
+
+    `FormatError` where there is no token or the hub does not take it, `ServiceError` where it does not answer.
+    """
+    from huggingface_hub import HfApi
+
+    with _plain_errors(repo_id):
+        return str(HfApi(endpoint=endpoint).whoami(token=token)["name"])
+
+
+def card(
+    coder: SparseCoder,
+    repo_id: str,
+    path: str = "",
+    format: str = "native",
+    revision: str | None = None,
+    figures: Mapping[str, float] | None = None,
+) -> str:
     """The text of a model card for `coder`: YAML metadata for the hub, and what a reader wants to know."""
     config = coder.config
     model = config.model.name if config.model else None
@@ -93,9 +128,44 @@ def card(coder: SparseCoder, repo_id: str, path: str = "", format: str = "native
         "## What it is\n\n" + _rows(_facts(coder, model, format)),
         _loading(coder, place, model),
     ]
-    for title, facts in (("How it was trained", _trained(coder)), ("Evaluation", _measured(coder))):
+    measured = _measured(coder) | {key: _number(value) for key, value in (figures or {}).items()}
+    for title, facts in (("How it was trained", _trained(coder)), ("Evaluation", measured)):
         if facts:
             parts.append(f"## {title}\n\n{_rows(facts)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def set_card(
+    coders: CoderSet,
+    repo_id: str,
+    path: str = "",
+    revision: str | None = None,
+    figures: Mapping[str, float] | None = None,
+) -> str:
+    """The text of a model card for coders whose writes add up: a row a coder, and how all are loaded."""
+    first = next(iter(coders.values()))
+    model = first.config.model.name if first.config.model else None
+    metadata: dict[str, Any] = {"library_name": "unmix"}
+    if model and "/" in model and not model.startswith(("/", ".", "~")):
+        metadata["base_model"] = model
+    metadata["tags"] = ["unmix", "sparse-coder", "cross-layer-transcoder", first.config.activation.kind]
+    place = f"hf://{repo_id}{f'@{revision}' if revision else ''}{f'/{path}' if path else ''}"
+    head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip()
+    rows = [
+        f"| {_word(name)} | {_codes(coder.config.reads)} | {_codes(coder.config.writes)} "
+        f"| {coder.config.n_latents:,} | {coder.config.activation.kind} |"
+        for name, coder in coders.items()
+    ]
+    where = f" of `{_word(model)}`" if model else ""
+    parts = [
+        f"---\n{head}\n---",
+        f"# {_word(path or repo_id.partition('/')[2])}",
+        f"{len(coders)} coders{where} that were trained as one: what they write to a hook adds up.",
+        "\n".join(["| coder | reads | writes | latents | activation |", "|---|---|---|---|---|", *rows]),
+        f'## Loading it\n\n```python\nimport unmix\n\ncoders = unmix.load_all("{place}")  # a CoderSet\n```',
+    ]
+    shown = {"How it was trained": _trained(first), "Evaluation": {k: _number(v) for k, v in (figures or {}).items()}}
+    parts += [f"## {title}\n\n{_rows(facts)}" for title, facts in shown.items() if facts]
     return "\n\n".join(parts) + "\n"
 
 

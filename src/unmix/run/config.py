@@ -10,11 +10,12 @@ from typing import Any, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from unmix.core.config import Config, Count, apply_overrides, build, operational, read_yaml
-from unmix.core.errors import ConfigError, did_you_mean
+from unmix.core.errors import ConfigError, FormatError, did_you_mean
 from unmix.core.seeds import slug
 from unmix.data.config import DataConfig
 from unmix.explain.explainers import EXPLAINERS
 from unmix.explain.scorers import SCORERS
+from unmix.formats.publishing import require_place
 from unmix.train.config import PICKING, CoderSpec, OptimConfig
 from unmix.train.parallel.config import ParallelConfig
 from unmix.train.plan import PlanConfig
@@ -23,6 +24,7 @@ BUILTIN = "builtin:"
 RUN_FILE = "run.yaml"
 SHORTHANDS = {
     "model": "model.name", "data": "data.source", "hook": "coder.hook", "on_nonfinite": "train.on_nonfinite",
+    "push_to_hub": "publish.hub",
 }  # fmt: skip
 """Flags that are short for a dotted field."""
 
@@ -111,6 +113,28 @@ class ReportConfig(Config):
     """Tokens shown before and after the strongest one."""
 
 
+class PublishConfig(Config):
+    """Where the finished coders go on the Hugging Face hub; the token is `HF_TOKEN`'s or that of `hf auth login`."""
+
+    hub: str
+    """`owner/name`; made where it is not there."""
+    path: str = ""
+    """Folder in it. One coder lies right there, several (not a set) in folders of their names below."""
+    format: str = "native"
+    """Any that `unmix.convert` writes."""
+    private: bool = False
+    revision: str | None = None
+    """Branch; default: the main one."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        try:
+            require_place(self.hub, self.path)
+        except FormatError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
 class OneOfMany(CoderSpec):
     """One of several coders of a run."""
 
@@ -135,12 +159,19 @@ class TrainConfig(Config):
     coder: CoderSpec | None = None
     coders: dict[str, OneOfMany] = {}
     """Several coders by name, instead of `coder`: one stream of activations trains them side by side."""
+    coder_set: str | None = None
+    """Name of the set that `coders` are: trained on the error of the sums of what they write, and saved as one.
+
+    A cross-layer transcoder is such a set.
+    """
     capture: CaptureConfig = CaptureConfig()
     train: OptimConfig = OptimConfig()
     parallel: ParallelConfig = operational(ParallelConfig())
     """The mesh of a training started by `torchrun`."""
     plan: PlanConfig = operational(PlanConfig())
     """What `unmix plan` reckons with."""
+    publish: PublishConfig | None = operational(None)
+    """The finished coders go to the hub, with a card; not at all unless asked for."""
     seed: int = 0
     out: Path | None = operational(None)
     """The run folder; default: `runs/` and the name of the run file."""
@@ -152,6 +183,8 @@ class TrainConfig(Config):
         for name in self.coders:
             if slug(name) != name:
                 raise ValueError(f"coders.{name}: a coder's name is a folder's; try {slug(name)!r}")
+        if self.coder_set is not None:
+            self._fits_a_set(self.coder_set)
         for member in self.members().values():
             where = f"coders.{member.name}" if self.coders else "coder"
             if member.train.sparsity > 0 and member.spec.activation in PICKING:
@@ -160,6 +193,32 @@ class TrainConfig(Config):
                     f"{where}.activation is {member.spec.activation!r}"
                 )
         return self
+
+    def _fits_a_set(self, name: str) -> None:
+        from unmix.train.objectives import OF_MODEL
+        from unmix.train.trainer import SHARED
+
+        if not self.coders or slug(name) != name:
+            raise ValueError(
+                f"coder_set: names the folder of the coders under `coders` that are trained as one; found {name!r}"
+                + ("" if self.coders else " and no coders")
+            )
+        if name in self.coders:
+            raise ValueError(f"coder_set: {name!r} is the name of one of its coders too")
+        members = self.members()
+        for field in SHARED:
+            values = {name: getattr(member.train, field) for name, member in members.items()}
+            if len(set(values.values())) > 1:
+                raise ValueError(f"coder_set: coders of a set must share train.{field}, found {values}")
+        for member in members.values():
+            if member.spec.reads == member.spec.writes:
+                raise ValueError(f"coders.{member.name}: reads what it writes; coders of a set write to other hooks")
+            seen = [spec.term for spec in member.train.objective or () if spec.term in OF_MODEL]
+            if seen:
+                raise ValueError(
+                    f"coders.{member.name}: the term {seen[0]} looks at the language model, and coders of a set are "
+                    "trained on rows of activations"
+                )
 
     def members(self) -> dict[str, Member]:
         """Every coder of the run by its name: its own, its key, or a slug of the hook as the run file writes it.

@@ -17,6 +17,7 @@ from unmix.train.config import CoderSpec
 if TYPE_CHECKING:
     import numpy as np
 
+    from unmix.coder.coder_set import CoderSet
     from unmix.coder.sparse_coder import SparseCoder
     from unmix.data.shards import TokenShards
     from unmix.index.reader import LatentIndex
@@ -76,9 +77,20 @@ class RunContext:
         """Whether this process writes the run folder."""
         return self.mesh is None or self.mesh.first
 
+    @property
+    def retired(self) -> dict[str, dict[str, Any]]:
+        """Why coders of the run left its training, by name; those are not there."""
+        from unmix.train.retiring import NOTE, retired
+
+        homes = [
+            path.parent for pattern in ("*", "group-*/*") for path in self.training_folder.glob(f"{pattern}/{NOTE}")
+        ]
+        return {home.name: fact for home in homes if (fact := retired(home)) and home.name in self.members}
+
     def coder_folder(self, name: str) -> Path:
-        """A trained coder."""
-        return self.folder / "coders" / name
+        """A trained coder; those of a set lie in the folder of the set."""
+        folder = self.folder / "coders"
+        return (folder / self.config.coder_set if self.config.coder_set else folder) / name
 
     @property
     def training_folder(self) -> Path:
@@ -146,10 +158,17 @@ class RunContext:
 
     @cached_property
     def coders(self) -> dict[str, SparseCoder]:
-        """The trained coders by name."""
+        """The trained coders by name, without those that left the training."""
         from unmix.coder.native import load_native
 
-        return {name: load_native(self.coder_folder(name)) for name in self.members}
+        left = self.retired
+        return {name: load_native(self.coder_folder(name)) for name in self.members if name not in left}
+
+    def coders_as_set(self) -> CoderSet:
+        """The trained coders, what they write added up."""
+        from unmix.coder.coder_set import CoderSet
+
+        return CoderSet(self.coders)
 
     @property
     def coder(self) -> SparseCoder:
@@ -198,7 +217,7 @@ class RunContext:
         """The evaluation's figures of every coder by name."""
         found = self.evaluation()
         if "coders" not in found:
-            found = {"coders": {self.coder_name: found}}
+            found = {"coders": {self.config.coder_set or self.coder_name: found}}
         return found["coders"]
 
     def evaluation(self) -> dict[str, Any]:

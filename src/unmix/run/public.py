@@ -8,6 +8,7 @@ from typing import Any
 from unmix.core.errors import ConfigError
 from unmix.run.config import RunConfig, TrainConfig, load_run, refuse_several
 from unmix.run.context import RunContext
+from unmix.run.publishing import publish
 from unmix.run.stages import STAGES
 from unmix.run.walk import walk
 
@@ -20,14 +21,18 @@ def train(config: TrainConfig | str | Path) -> RunContext:
     The result gives `.coder` (`.coders` by name), `.lm`, `.shards` and the folders of the run. Raises what
     `unmix train` would print.
     """
-    return walk(_run_config(config), STAGES, until="train")[0]
+    context = walk(_run_config(config), STAGES, until="train")[0]
+    publish(context)
+    return context
 
 
 def run(config: RunConfig | str | Path) -> RunContext:
     """Walk every stage of a run; resumes by itself. `ConfigError` for several coders: explanations are one coder's."""
     found = _run_config(config)
     refuse_several(found, None)
-    return walk(found, STAGES)[0]
+    context = walk(found, STAGES)[0]
+    publish(context)
+    return context
 
 
 def view(folder: str | Path, **options: Any) -> None:

@@ -12,13 +12,22 @@ from unmix.run.config import RunConfig
 from unmix.run.context import RunContext
 from unmix.run.walk import Stage, forget
 
+AT_ONCE = 8
+"""Coders measured side by side: they share the passes of the model as it is and of its ablations. A stopped evaluation
+goes on behind those that were done."""
+
 
 def check_early(context: RunContext) -> None:
     """Everything about model, hooks and coders that can be wrong, before any text is read."""
+    from unmix.run.checking import require_objective
     from unmix.run.training import coder_configs
+    from unmix.train.beginning import saved_start
 
-    coder_configs(context, context.config.data.policy)
-    for member in context.members.values():
+    configs = coder_configs(context, context.config.data.policy)
+    for name, member in context.members.items():
+        require_objective(member, configs[name])
+        if member.train.start_from is not None:
+            saved_start(configs[name], member.train)
         for spec in member.train.objective or ():
             for hook in getattr(spec, "hooks", ()):
                 context.lm.hook(hook)
@@ -44,6 +53,13 @@ def activations(context: RunContext) -> None:
         write_cache(context.live_store, context.activations_folder)
 
 
+def check_train(context: RunContext) -> None:
+    """What can be refused before anything is loaded."""
+    from unmix.run.checking import check_training
+
+    check_training(context)
+
+
 def train(context: RunContext) -> None:
     """Activations to coder folders."""
     from unmix.run.training import train_coders
@@ -54,25 +70,37 @@ def train(context: RunContext) -> None:
 def evaluate(context: RunContext) -> None:
     """Held-out figures of the coder and of the model with the coder spliced in."""
     from unmix.evaluate import evaluate as measure
+    from unmix.evaluate import evaluate_set
 
     spec, parts = context.config.evaluate, context.folder / "evaluations"
-    found: dict[str, Any] = {}
-    for name, coder in context.coders.items():
-        note, key = parts / f"{name}.json", context.keys["evaluate"]
+    if context.config.coder_set is not None:
+        whole = evaluate_set(
+            context.coders_as_set(), context.lm, context.shards, name=context.config.coder_set, tokens=spec.tokens,
+            batch=spec.batch, ablations=spec.ablations, seed=context.config.seed,
+        )  # fmt: skip
+        write_json(context.evaluation_file, whole.as_dict())
+        return
+    known: dict[str, Any] = {}
+    for name in context.coders:
+        note = parts / f"{name}.json"
         before = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
-        if before.get("key") != key:
-            measured = measure(
-                coder,
-                context.lm,
-                context.shards,
-                tokens=spec.tokens,
-                batch=spec.batch,
-                ablations=spec.ablations,
-                seed=context.config.seed,
-            )
-            before = {"key": key, "evaluation": measured.as_dict()}
-            write_json(note, before)
-        found[name] = before["evaluation"]
+        if before.get("key") == context.keys["evaluate"]:
+            known[name] = before["evaluation"]
+    left = [name for name in context.coders if name not in known]
+    for some in [left[i : i + AT_ONCE] for i in range(0, len(left), AT_ONCE)]:
+        measured = measure(
+            {name: context.coders[name] for name in some},
+            context.lm,
+            context.shards,
+            tokens=spec.tokens,
+            batch=spec.batch,
+            ablations=spec.ablations,
+            seed=context.config.seed,
+        )
+        for name, one in measured.items():
+            known[name] = one.as_dict()
+            write_json(parts / f"{name}.json", {"key": context.keys["evaluate"], "evaluation": known[name]})
+    found = {name: known[name] for name in context.coders}
     one = context.config.coder is not None
     write_json(context.evaluation_file, next(iter(found.values())) if one else {"schema": 1, "coders": found})
     shutil.rmtree(parts)  # they only let a stopped evaluation of many go on where it was
@@ -114,14 +142,20 @@ def _model(config: RunConfig) -> list[object]:
 
 
 def _capture(config: RunConfig) -> list[object]:
-    hooks = [[member.spec.hook, member.spec.write] for member in config.members().values()]
+    pairs = dict.fromkeys((member.spec.hook, member.spec.write) for member in config.members().values())
+    hooks = [list(pair) for pair in pairs]  # whatever the number of coders there, the model runs once
     return [*hooks[0], config.capture, config.seed] if config.coder else [hooks, config.capture, config.seed]
+
+
+def _training(config: RunConfig) -> list[object]:
+    together = [config.coder_set] if config.coder_set else []
+    return [config.coder or config.coders, config.train, config.seed, *together]
 
 
 STAGES: tuple[Stage, ...] = (
     Stage("tokens", tokens, _model, precious=True),
     Stage("activations", activations, _capture, ("tokens",), scratch=True),
-    Stage("train", train, lambda c: [c.coder or c.coders, c.train, c.seed], ("activations",), precious=True),
+    Stage("train", train, _training, ("activations",), precious=True, check=check_train),
     Stage("evaluate", evaluate, lambda c: [c.evaluate], ("train",)),
     Stage("index", index, lambda c: [c.index], ("train", "activations")),
     Stage("explain", explain, lambda c: [c.explain], ("index",)),

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from unmix.core.progress import clock
 from unmix.run.context import RunContext
-from unmix.run.walk import Walk
+from unmix.run.walk import Walk, stamp_of
 
 FIGURES = (
     ("fvu", "fraction of variance unexplained", "{:.3f}"),
@@ -51,12 +51,13 @@ def print_summary(context: RunContext, walked: Walk) -> None:
 
 
 def stage_table(walked: Walk) -> Table:
-    """Seconds a stage, or that it was there already."""
+    """Seconds a stage; of those that were there already, what they once took."""
     table = Table(title="stages", title_justify="left", box=None, pad_edge=False)
     table.add_column("stage")
     table.add_column("time", justify="right")
     for name in walked.skipped:
-        table.add_row(name, "done before")
+        stamp = stamp_of(walked.folder, name)
+        table.add_row(name, "done before" if stamp is None else f"done before, {clock(stamp['seconds'])}")
     for name, seconds in walked.seconds.items():
         table.add_row(name, clock(seconds))
     return table

@@ -126,12 +126,17 @@ def plan_sweep(spec: SweepSpec, tree: Mapping[str, Any], out: Path, source: str)
         parts.setdefault(key, (shared, {}))[1][name] = setting
     found: list[Part] = []
     for shared, members in parts.values():
-        base = _set(tree, shared)
+        base = _retiring(_set(tree, shared))
         folder = out if len(parts) == 1 else out / "runs" / member_names([shared, *[p[0] for p in parts.values()]])[0]
         coders = {name: _member(base, setting, f"{source}, member {name}") for name, setting in members.items()}
         whole = {**{key: value for key, value in base.items() if key != "coder"}, "coders": coders, "out": str(folder)}
         found.append(Part(build(RunConfig, whole, source=source), members))
     return found
+
+
+def _retiring(tree: dict[str, Any]) -> dict[str, Any]:
+    """The run file with `train.retire`, unless it says otherwise: one bad setting costs a sweep that member alone."""
+    return {**tree, "train": {"retire": True, **(tree.get("train") or {})}}
 
 
 def _member(base: Mapping[str, Any], setting: Mapping[str, Any], source: str) -> dict[str, Any]:

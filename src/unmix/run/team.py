@@ -44,7 +44,7 @@ def follows() -> bool:
 def refuse_team(what: str) -> None:
     """`ConfigError` under `torchrun`, for what one process does."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(f"{what} is walked by one process; start it without torchrun")
+        raise ConfigError(f"{what} is the work of one process; start it without torchrun")
 
 
 def follow(config: RunConfig) -> int:

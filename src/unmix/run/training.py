@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from unmix.coder.coder_set import CoderSet
 from unmix.coder.config import CoderConfig
 from unmix.core.atomic import write_json
 from unmix.core.config import semantic_hash
@@ -17,11 +18,14 @@ from unmix.core.policy import InputPolicy
 from unmix.run.config import RunConfig
 from unmix.run.context import RunContext
 from unmix.run.team import wait_for_all
+from unmix.train import retiring
 from unmix.train.curves import write_curves
 from unmix.train.feeds import Feed, HookFeed
 from unmix.train.learner import Learner
 from unmix.train.replay import NOTE, replay, saved_step
 from unmix.train.rows import RowSource, RowStream
+from unmix.train.sets import Hooks, SetFeed
+from unmix.train.source import ActivationSource
 from unmix.train.spliced import with_model
 from unmix.train.store import LiveStore
 from unmix.train.timing import Clock
@@ -52,6 +56,8 @@ def train_coders(context: RunContext) -> None:
         for folder in (context.training_folder, *context.training_folder.glob("group-*")):
             shutil.rmtree(folder / "checkpoint", ignore_errors=True)
             (folder / DONE).unlink(missing_ok=True)
+        for note in context.training_folder.rglob(retiring.NOTE):
+            note.unlink()
     facts = {"data": context.config.data.model_dump(mode="json"), "tokens_hash": context.shards.hash}
     configs = coder_configs(context, context.shards.policy, facts)
     mesh = context.mesh
@@ -84,13 +90,24 @@ def train_group(context: RunContext, jobs: Mapping[str, Job], folder: Path, key:
         try:
             trained = _trainer(context, jobs, feed, folder, key, clock, trackers).run()
         except NonFiniteError as error:
+            if context.mesh is not None and context.mesh.size > 1:
+                raise  # one process cannot take a step of several again
             raise NonFiniteError(f"{error} To look at it: unmix train {context.folder} --replay last") from error
         except ResumeError as error:
             raise ResumeError(f"{error}, or say --redo train to begin anew") from error
-        for name, coder in trained.items():
+        for name in [name for name in jobs if name not in trained] if context.writes else []:
+            shutil.rmtree(context.coder_folder(name), ignore_errors=True)  # of an earlier training
+        if (together := context.config.coder_set) is not None and context.writes:
+            CoderSet(trained).save(context.coder_folder(next(iter(trained))).parent)
+        for name, coder in trained.items() if together is None else ():
             coder.save(context.coder_folder(name))
-            for tracker in trackers if jobs[name].config.tracking.upload else ():
-                tracker.upload(name, context.coder_folder(name))
+        asked = any(job.config.tracking.upload for job in jobs.values())
+        for tracker in trackers if asked else ():
+            if together is not None:
+                tracker.upload(together, context.folder / "coders" / together)
+            for name in trained if together is None else ():
+                if jobs[name].config.tracking.upload:
+                    tracker.upload(name, context.coder_folder(name))
     if context.writes:
         write_curves(folder, list(trained))
 
@@ -105,14 +122,10 @@ def _trainer(
     trackers: list[Tracker],
 ) -> GroupTrainer:
     """The trainer of one process, or this rank's of a mesh."""
-    measured = next(iter(jobs.values())).config.held_out > 0
     if context.mesh is None or context.mesh.size == 1:
+        measured = next(iter(jobs.values())).config.held_out > 0
         held_out = _held_out(context, jobs, clock) if measured else None
         return GroupTrainer(jobs, feed, folder, key, clock=clock, trackers=trackers, held_out=held_out)
-    if any(job.config.on_nonfinite == "skip" for job in jobs.values()):
-        raise ConfigError("train.on_nonfinite: skip is for one process; ranks of a mesh would leave out other steps")
-    if measured:
-        raise ConfigError("train.held_out: rows are held out by one process; leave it 0 on a mesh")
     from unmix.train.parallel.trainer import MeshTrainer
 
     return MeshTrainer(jobs, feed, folder, key, context.mesh, clock=clock, trackers=trackers)
@@ -128,13 +141,18 @@ def replay_run(config: RunConfig, which: str) -> list[dict[str, Any]]:
     context = RunContext(config, config.out, {})
     if which != "last" and which not in context.members:
         raise ConfigError(f"no coder {which!r}. {did_you_mean(which, ['last', *context.members])}")
-    folders = {folder: names for folder, names in groups(context).items() if (folder / NOTE).is_file()}
+    homes = groups(context)
+    homes |= {folder / name: [name] for folder, names in groups(context).items() for name in names}
+    folders = {
+        folder: names for folder, names in homes.items()
+        if (folder / NOTE).is_file() and (which == "last" or which in names)
+    }  # fmt: skip
     if not folders:
         raise ConfigError(f"{config.out}: no step of this training went wrong, so there is none to take again")
     reports: list[dict[str, Any]] = []
     for folder, names in folders.items():
         saved = saved_step(folder)
-        jobs = {name: Job(saved[name].config, context.members[name].train) for name in names}
+        jobs = {name: Job(saved[name].config, context.members[name].train) for name in names if name in saved}
         with feed_for(context, jobs, Clock()) as feed:
             first = next(iter(jobs.values())).config
             steps = total_steps(first, feed.n_rows)
@@ -177,7 +195,14 @@ def _held_out(context: RunContext, jobs: Mapping[str, Job], clock: Clock) -> Fee
     hooks = [hook for pair in pairs for side in pair for hook in side]
     store, shards, seed = context.store, context.shards, context.config.seed
     stream = RowStream(store, shards, hooks, seed, "score", clock=clock)
-    return HookFeed({pair: RowSource(store, shards, *pair, seed, stream=stream) for pair in pairs})
+    return rows_of(context, jobs, {pair: RowSource(store, shards, *pair, seed, stream=stream) for pair in pairs})
+
+
+def rows_of(context: RunContext, jobs: Mapping[str, Job], sources: Mapping[Hooks, ActivationSource]) -> Feed:
+    """Rows for coders that are trained side by side, or as one set."""
+    if context.config.coder_set is None:
+        return HookFeed(sources)
+    return SetFeed({name: job.coder for name, job in jobs.items()}, sources)
 
 
 @contextmanager
@@ -195,7 +220,8 @@ def feed_for(context: RunContext, jobs: Mapping[str, Job], clock: Clock) -> Gene
         stride = 1 if context.mesh is None else context.mesh.data
         stream = RowStream(store, shards, hooks, seed, clock=clock, ahead=True, draws=draws, stride=stride)
     try:
-        rows = HookFeed({pair: RowSource(store, shards, *pair, seed, stream=stream) for pair in pairs})
+        sources = {pair: RowSource(store, shards, *pair, seed, stream=stream) for pair in pairs}
+        rows = rows_of(context, jobs, sources)
         yield with_model(rows, lambda: context.lm, shards, jobs, seed, clock)
     finally:
         stream.close()

@@ -40,6 +40,8 @@ class Stage:
     """Costly: never redone over an older result without being asked."""
     scratch: bool = False
     """Its result only feeds later stages, and may be gone once they are done."""
+    check: Callable[[RunContext], None] | None = None
+    """What can be refused before any stage begins; asked only where this one is still to be done."""
 
 
 @dataclass
@@ -64,7 +66,8 @@ def walk(
 ) -> tuple[RunContext, Walk]:
     """Run every stage up to `until` (default: all) in `config.out`, under the folder's lock.
 
-    Raises `ResumeError` where a precious stage was made by another config and `redo` does not name it.
+    Raises `ResumeError` where a precious stage was made by another config and `redo` does not name it, and whatever
+    the checks of the stages to be done refuse.
     """
     names = [stage.name for stage in stages]
     for name in [*redo, *([until] if until else [])]:
@@ -78,6 +81,9 @@ def walk(
     with folder_lock(folder):
         context = RunContext(config, folder, keys, redo)
         _refuse_overwrite(folder, config, todo, keys, redo)
+        for stage in todo:
+            if stage.check is not None and not _done(folder, stage, keys, redo):
+                stage.check(context)
         _write_run_file(folder, config)
         result = Walk(folder)
         for i, stage in enumerate(todo):
@@ -96,7 +102,10 @@ def walk(
 
 
 def stamp_of(folder: Path, name: str) -> dict[str, Any] | None:
-    """What a finished stage left, or None. `ResumeError` for a stamp of another schema."""
+    """What a finished stage left, or None; its key is null where its result is gone since.
+
+    `ResumeError` for a stamp of another schema.
+    """
     path = folder / STAMPS / f"{name}.json"
     if not path.is_file():
         return None
@@ -107,8 +116,10 @@ def stamp_of(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def forget(folder: Path, name: str) -> None:
-    """Take back that a stage is done: its result is about to go."""
-    (folder / STAMPS / f"{name}.json").unlink(missing_ok=True)
+    """Take back that a stage is done, since its result is about to go; what it took stays on record."""
+    stamp = stamp_of(folder, name)
+    if stamp is not None:
+        write_json(folder / STAMPS / f"{name}.json", {**stamp, "key": None, "was": stamp["key"]})
 
 
 def _done(folder: Path, stage: Stage, keys: dict[str, str], redo: Sequence[str]) -> bool:

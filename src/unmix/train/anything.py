@@ -33,6 +33,8 @@ from unmix.train.row_store import BUDGET, PairSource, Store, collect, open_store
 from unmix.train.trainer import GroupTrainer, Job
 
 NOTE = "train_on.json"
+Place = str | tuple[str, ...]
+"""A hook, or several that one coder reads (or writes) side by side."""
 _EVERY_ROW = InputPolicy(bos="none", skip_first=0)
 
 
@@ -40,8 +42,8 @@ _EVERY_ROW = InputPolicy(bos="none", skip_first=0)
 class _Work:
     """One coder to be trained: the hooks as they were written, the result's name, and what is wanted there."""
 
-    read: str
-    write: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
     name: str
     coder: CoderSpec | CoderConfig
 
@@ -50,8 +52,8 @@ def train_on(
     module: nn.Module,
     loader: Iterable[Any],
     *,
-    hook: str | Sequence[str],
-    write: str | Sequence[str] | None = None,
+    hook: Place | Sequence[Place],
+    write: Place | Sequence[Place] | None = None,
     coder: CoderSpec | CoderConfig | Mapping[str, Any] | None = None,
     train: OptimConfig | Mapping[str, Any] | None = None,
     folder: str | Path | None = None,
@@ -62,12 +64,13 @@ def train_on(
     budget: int = BUDGET,
     seed: int | None = None,
     device: str | torch.device | None = None,
-) -> SparseCoder | dict[str, SparseCoder]:
+) -> SparseCoder | dict[Place, SparseCoder]:
     """Train a coder on what flows through `hook` of any module; several hooks give `{hook: coder}`.
 
     `hook` is a module path (`layers.1`: its output; `layers.1@in`: its input) or, in a Hugging Face model, any hook
-    name. `write` makes a transcoder: what flows there is predicted. `loader` gives batches: a tensor is the one
-    argument of the module, a tuple or list its positional arguments, a dict its keywords; other batches (labels
+    name. A tuple of hooks is one coder that reads (and writes) all of them side by side, a crosscoder; a list is
+    several coders. `write` makes a transcoder: what flows there is predicted. `loader` gives batches: a tensor is the
+    one argument of the module, a tuple or list its positional arguments, a dict its keywords; other batches (labels
     beside the input, say) go through `inputs(batch)` first. Every position of the activation except the feature
     dimension `dim` (default: the last; images must say which) is one row; `mask(batch)`, a bool for every row,
     leaves some out.
@@ -88,9 +91,9 @@ def train_on(
     optim = _optim(train, seed)
     work = _work(hook, write, coder)
     limit = _count(tokens)
-    specs = tuple(dict.fromkeys(spec for one in work for spec in (one.read, one.write)))
+    specs = tuple(dict.fromkeys(spec for one in work for spec in (*one.reads, *one.writes)))
     reader = RowReader(lm, specs, dim, inputs, mask)
-    pairs = [(one.read, one.write) for one in work]
+    pairs = [(one.reads[0], other) for one in work for other in (*one.reads, *one.writes)]
     with ExitStack() as stack:
         if folder is None:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="unmix-")))
@@ -131,7 +134,7 @@ def _train(
     for one in work:
         config = _coder_config(one, lm, reader, store, optim)
         jobs[one.name] = Job(config, optim)
-        sources[config.reads, config.writes] = PairSource(store, one.read, one.write, optim.seed)
+        sources[config.reads, config.writes] = PairSource(store, one.reads, one.writes, optim.seed)
     rows = min(source.n_rows for source in sources.values())
     if rows < optim.batch:
         raise ConfigError(
@@ -144,54 +147,76 @@ def _train(
 
 def _coder_config(one: _Work, lm: LanguageModel, reader: RowReader, store: Store, optim: OptimConfig) -> CoderConfig:
     """The coder's config with real hooks and widths; `ConfigError` where a given config has others."""
-    read, write = reader.hooks[one.read].name, reader.hooks[one.write].name
-    d_in, d_out = store.rows[one.read].shape[1], store.rows[one.write].shape[1]
-    training: dict[str, Any] = {"train": semantic_dict(optim), "rows": store.rows[one.read].shape[0]}
+    reads = tuple(reader.hooks[spec].name for spec in one.reads)
+    writes = tuple(reader.hooks[spec].name for spec in one.writes)
+    d_in = tuple(store.rows[spec].shape[1] for spec in one.reads)
+    d_out = tuple(store.rows[spec].shape[1] for spec in one.writes)
+    training: dict[str, Any] = {"train": semantic_dict(optim), "rows": store.rows[one.reads[0]].shape[0]}
     if isinstance(one.coder, CoderSpec):
-        return one.coder.build(read, write, d_in, d_out, _EVERY_ROW, lm.fingerprint, training=training)
+        return one.coder.build(reads, writes, d_in, d_out, _EVERY_ROW, lm.fingerprint, training=training)
     found = one.coder
-    if (found.d_in, found.width_out) != (d_in, d_out):
+    if (found.d_in, found.width_out) != (sum(d_in), sum(d_out)):
         raise ConfigError(
-            f"coder: d_in {found.d_in} and d_out {found.width_out}, but {one.read} is {d_in} wide "
-            f"and {one.write} {d_out}"
+            f"coder: d_in {found.d_in} and d_out {found.width_out}, but {' + '.join(one.reads)} is {sum(d_in)} wide "
+            f"and {' + '.join(one.writes)} {sum(d_out)}"
         )
-    update = {"reads": (read,), "writes": (write,), "name": one.name, "model": lm.fingerprint, "training": training}
+    update = {
+        "reads": reads, "writes": writes, "write_widths": d_out if len(set(d_out)) > 1 else (), "name": one.name,
+        "model": lm.fingerprint, "training": training,
+    }  # fmt: skip
     return found.model_copy(update={**update, "input_policy": _EVERY_ROW})
 
 
 def _work(
-    hook: str | Sequence[str],
-    write: str | Sequence[str] | None,
+    hook: Place | Sequence[Place],
+    write: Place | Sequence[Place] | None,
     coder: CoderSpec | CoderConfig | Mapping[str, Any] | None,
 ) -> list[_Work]:
-    reads = [hook] if isinstance(hook, str) else list(hook)
+    reads = [_hooks(hook)] if _is_one(hook) else [_hooks(one) for one in hook]
     if write is None:
         writes = reads
     else:
-        writes = [write] * len(reads) if isinstance(write, str) else list(write)
+        writes = [_hooks(write)] * len(reads) if _is_one(write) else [_hooks(one) for one in write]
     if not reads or len(writes) != len(reads) or len(set(reads)) < len(reads):
+        shown = ", ".join(" + ".join(one) for one in reads)
         raise ConfigError(
-            f"hook and write must name as many places, each hook once; found {len(reads)} ({', '.join(reads)}) and "
-            f"{len(writes)}"
+            f"hook and write must name as many places, each hook once; found {len(reads)} ({shown}) and {len(writes)}"
         )
-    names = [slug(read) for read in reads]
+    names = [slug("+".join(read)) for read in reads]
     if len(set(names)) < len(names):
         raise ConfigError(f"two hooks would share the name {next(n for n in names if names.count(n) > 1)!r}")
     return [_Work(r, w, name, _coder(coder, r, w, name)) for r, w, name in zip(reads, writes, names, strict=True)]
 
 
+def _is_one(place: Place | Sequence[Place]) -> bool:
+    """Whether it is one coder's: a hook, or a tuple of them."""
+    return isinstance(place, (str, tuple))
+
+
+def _hooks(place: Any) -> tuple[str, ...]:
+    return (place,) if isinstance(place, str) else tuple(place)
+
+
+def _label(hooks: tuple[str, ...]) -> Place:
+    return hooks[0] if len(hooks) == 1 else hooks
+
+
 def _coder(
-    given: CoderSpec | CoderConfig | Mapping[str, Any] | None, read: str, write: str, name: str
+    given: CoderSpec | CoderConfig | Mapping[str, Any] | None,
+    reads: tuple[str, ...],
+    writes: tuple[str, ...],
+    name: str,
 ) -> CoderSpec | CoderConfig:
-    """What is wanted at one pair of hooks; the hooks come from the call, so a coder that names others is refused."""
+    """What is wanted at some hooks; the hooks come from the call, so a coder that names others is refused."""
+    read, write = _label(reads), _label(writes)
     if isinstance(given, CoderConfig):
-        named = {"hook": given.reads[0] if given.reads != ("input",) else read}
+        named: dict[str, Any] = {"hook": _label(given.reads) if given.reads[0].split(".")[0] != "input" else read}
     elif isinstance(given, CoderSpec):
         named = {key: getattr(given, key) for key in ("hook", "write") if key in given.model_fields_set}
     else:
         named = {key: (given or {})[key] for key in ("hook", "write") if key in (given or {})}
     for key, wanted in (("hook", read), ("write", write)):
-        if named.get(key, wanted) != wanted:
+        if _hooks(named.get(key, wanted)) != _hooks(wanted):
             raise ConfigError(f"coder.{key} is {named[key]!r}, but the call says {wanted!r}")
     if isinstance(given, CoderConfig):
         return given
@@ -202,6 +227,8 @@ def _coder(
 
 def _optim(given: OptimConfig | Mapping[str, Any] | None, seed: int | None) -> OptimConfig:
     found = given if isinstance(given, OptimConfig) else build(OptimConfig, given or {}, source="train")
+    if found.retire:
+        raise ConfigError("train.retire: train_on gives every coder that it is asked for, so none may leave")
     return found if seed is None else found.model_copy(update={"seed": seed})
 
 
@@ -221,7 +248,7 @@ def _facts(
     """Everything that decides the result, the loader's content aside."""
     return {
         "module": lm.fingerprint.model_dump(mode="json"),
-        "hooks": {one.name: {"read": one.read, "write": one.write} for one in work},
+        "hooks": {one.name: {"read": _label(one.reads), "write": _label(one.writes)} for one in work},
         "coder": {one.name: semantic_dict(one.coder) for one in work},
         "train": semantic_dict(optim),
         "dim": dict(dim) if isinstance(dim, Mapping) else dim,
@@ -232,8 +259,8 @@ def _facts(
 
 
 def _shown(
-    hook: str | Sequence[str], work: list[_Work], coders: Mapping[str, SparseCoder]
-) -> SparseCoder | dict[str, SparseCoder]:
-    if isinstance(hook, str):
+    hook: Place | Sequence[Place], work: list[_Work], coders: Mapping[str, SparseCoder]
+) -> SparseCoder | dict[Place, SparseCoder]:
+    if _is_one(hook):
         return coders[work[0].name]
-    return {one.read: coders[one.name] for one in work}
+    return {_label(one.reads): coders[one.name] for one in work}

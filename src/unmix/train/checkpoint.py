@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from unmix.train.changes import changed_fields
 
 log = logging.getLogger("unmix")
 KIND = "checkpoint"
+_AVERAGE = "average."
 
 
 @dataclass
@@ -36,6 +37,8 @@ class TrainState:
     variance: float
     skipped: int = 0
     """Steps left out because of numbers that are none."""
+    average: dict[str, Tensor] = field(default_factory=lambda: {})
+    """Running mean of the weights by parameter, where one is kept."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def save_checkpoint(folder: Path, key: str, parts: Parts, settings: Mapping[str,
                 elif isinstance(value, (int, float)):
                     numbers[f"{part}.{parameter}"] = value
         tensors[f"{name}/tokens_since_fired"] = state.tokens_since_fired
+        tensors |= {f"{name}/{_AVERAGE}{parameter}": mean for parameter, mean in state.average.items()}
         facts[name] = {
             "step": state.step, "variance": state.variance.hex(), "skipped": state.skipped, "numbers": numbers,
             "coder": coder.config.model_dump(mode="json"),
@@ -108,7 +112,8 @@ def load_checkpoint(
     for name, fact in facts["coders"].items():
         own = {k.removeprefix(f"{name}/"): t for k, t in tensors.items() if k.startswith(f"{name}/")}
         counts = own.pop("tokens_since_fired")
-        state = TrainState(fact["step"], counts, float.fromhex(fact["variance"]), fact["skipped"])
+        average = {k.removeprefix(_AVERAGE): own.pop(k) for k in list(own) if k.startswith(_AVERAGE)}
+        state = TrainState(fact["step"], counts, float.fromhex(fact["variance"]), fact["skipped"], average)
         found[name] = Saved(build(CoderConfig, fact["coder"], source=str(folder)), own, state, fact["numbers"])
     return found
 

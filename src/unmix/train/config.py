@@ -209,6 +209,14 @@ class OptimConfig(Config):
     """k of the first step, which falls geometrically to the coder's own; default: no annealing."""
     k_anneal: float = Field(default=0.5, gt=0, le=1)
     """Share of the training over which it falls."""
+    start_from: str | None = None
+    """A saved coder (a folder, a file, `hf://…`; any format) that training goes on from; default: fresh weights."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Keep an exponential mean of the weights, of this share a step (0.999, say), and end with it; default: none."""
+    resample: tuple[float, ...] = ()
+    """Shares of the training after which dead latents are begun anew where the coder is worst; default: never."""
+    resample_rows: Count = Field(default=8192, gt=0)
+    """Rows among which those places are looked for."""
     objective: tuple[AnyTerm, ...] | None = None
     """The loss as a list of terms; default: mse, auxk and the activation's own penalty, by the fields above."""
     splice: Literal["alone", "together"] = "alone"
@@ -229,6 +237,8 @@ class OptimConfig(Config):
     """What a NaN or infinity does: stop before any weight is touched, or leave that step out and count it."""
     skip_limit: PositiveInt = operational(10)
     """Steps that may be left out; one more stops."""
+    retire: bool = operational(False)
+    """Where one of several coders would stop the training, it alone leaves and the others go on. Sweeps say so."""
     held_out: Count = operational(0, ge=0)
     """Rows of documents that are not trained on, on which FVU and L0 are measured now and then; 0 for none."""
     held_out_every: PositiveInt = operational(200)
@@ -252,6 +262,12 @@ class OptimConfig(Config):
             raise ValueError("target_l0 needs sparsity, the weight of its penalty")
         if self._says("k_anneal") and self.k_start is None:
             raise ValueError("k_anneal needs k_start")
+        if any(not 0 < share < 1 for share in self.resample):
+            raise ValueError(f"resample holds shares of the training, between 0 and 1; found {list(self.resample)}")
+        if self.ema is not None and self.optimiser == "schedule_free":
+            raise ValueError("ema is a mean of the weights, and optimiser schedule_free ends with a mean already")
+        if self.tracking.upload and "wandb" not in self.trackers:
+            raise ValueError("tracking.upload keeps the coder as an artifact of wandb, which is not among the trackers")
         return self
 
     def _says(self, name: str) -> bool:

@@ -42,8 +42,15 @@ def initialise(config: CoderConfig, source: ActivationSource, optim: OptimConfig
     coder.b_dec.copy_(geometric_median(wanted))
     if coder.config.pre_bias == "own":
         coder.b_pre.copy_(geometric_median(s))
-    variance = float((wanted - wanted.mean(0)).square().sum(-1).mean())
-    return coder, max(variance, 1e-12)
+    return coder, variance_of(coder, x, target)
+
+
+@torch.no_grad()
+def variance_of(coder: SparseCoder, x: Tensor, target: Tensor) -> float:
+    """Mean squared distance of a target, in the coder's inner space, from the mean target."""
+    s, context = coder.prepare(x)
+    wanted = inner_target(coder.config, s, target, context)
+    return max(float((wanted - wanted.mean(0)).square().sum(-1).mean()), 1e-12)
 
 
 @torch.no_grad()

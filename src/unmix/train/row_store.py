@@ -48,26 +48,26 @@ class Store:
 
 
 class PairSource:
-    """Rows of one pair of hooks as `(input, target)` batches, addressed by step alone."""
+    """Rows of what one coder reads and writes as `(input, target)` batches, addressed by step alone."""
 
-    def __init__(self, store: Store, read: str, write: str, seed: int) -> None:
+    def __init__(self, store: Store, reads: tuple[str, ...], writes: tuple[str, ...], seed: int) -> None:
         """In memory all rows are shuffled together, of a file those of about 1 GiB at a time."""
-        self.x, self.target = store.rows[read], store.rows[write]
-        n = self.x.shape[0]
-        bytes_a_row = self.x.shape[1] * self.x.element_size()
+        self.x, self.target = [store.rows[hook] for hook in reads], [store.rows[hook] for hook in writes]
+        self.same, n = reads == writes, self.x[0].shape[0]
+        bytes_a_row = self.x[0].shape[1] * self.x[0].element_size()
         self._order = Order(seed, n, min(n, max(65536, SHUFFLED // bytes_a_row)) if store.mapped else n)
-        self.hash = semantic_hash(store.hash, read, write, seed)
+        self.hash = semantic_hash(store.hash, list(reads), list(writes), seed)
 
     @property
     def n_rows(self) -> int:
         """Rows of one epoch."""
-        return self.x.shape[0]
+        return self.x[0].shape[0]
 
     def batch(self, step: int, size: int) -> tuple[Float[Tensor, "size d_in"], Float[Tensor, "size d_out"]]:
         """Rows of the seeded order, float32."""
         ids = torch.from_numpy(np.asarray(self._order.batch(step, size), dtype=np.int64))
-        x = self.x[ids].float()
-        return x, x if self.target is self.x else self.target[ids].float()
+        x = torch.cat([rows[ids].float() for rows in self.x], dim=-1)
+        return x, x if self.same else torch.cat([rows[ids].float() for rows in self.target], dim=-1)
 
 
 def collect(

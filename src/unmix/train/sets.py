@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unmix.coder.config import CoderConfig
 from unmix.core.errors import ConfigError
+from unmix.train.guard import Traceable
 from unmix.train.learner import Learner
 from unmix.train.objectives import Step
 from unmix.train.source import ActivationSource
@@ -56,6 +57,11 @@ class SetFeed:
         """Rows whose targets are divided among the coders that write them: first biases add up to one centre."""
         counts = [torch.full((w,), float(self._writers[h])) for h, w in zip(coder.writes, coder.parts(), strict=True)]
         return _Shared(self.sources[coder.reads, coder.writes], torch.cat(counts))
+
+    def places(self, index: int, size: int, rows: Sequence[int]) -> list[dict[str, int]]:
+        """Where rows of a batch come from, where the sources know."""
+        source = next(iter(self.sources.values()))
+        return source.places(index, size, rows) if isinstance(source, Traceable) else []
 
     def steps(self, index: int, size: int, learners: Mapping[str, Learner]) -> Iterator[dict[str, Step]]:
         """One part: the graphs of a set hang together."""

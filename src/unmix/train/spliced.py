@@ -30,8 +30,9 @@ from unmix.train.feeds import Feed
 from unmix.train.guard import Traceable
 from unmix.train.learner import Learner
 from unmix.train.objectives import OF_MODEL, ModelStep, Step
-from unmix.train.objectives.predictions import NO_TARGET, Name, Predictions
+from unmix.train.objectives.predictions import NO_TARGET, Head, Name, Predictions
 from unmix.train.objectives.specs import AnyTerm, TermSpec
+from unmix.train.objectives.tiles import LinearHead
 from unmix.train.source import ActivationSource
 from unmix.train.splices import Alone, Bare, Together, frozen
 from unmix.train.timing import Clock
@@ -95,6 +96,7 @@ class SplicedFeed:
             raise DataError(f"no unmasked position has the role {role!r}: take more text or another policy")
         self._order = Order(derive(seed, "spliced"), len(self._ids), len(self._ids))
         self._canonical: dict[str, str] = {}
+        self._samples: dict[tuple[tuple[str, ...], tuple[str, ...]], _Sample] = {}
         for config in self.coders.values():
             for hook in (*config.reads, *config.writes):
                 lm.hook(hook)
@@ -105,8 +107,11 @@ class SplicedFeed:
         return self._rows
 
     def sample(self, coder: CoderConfig) -> ActivationSource:
-        """What the coder reads and writes in the model as it is, in the order of training."""
-        return _Sample(self, coder)
+        """What the coder reads and writes in the model as it is, in the order of training.
+
+        Coders at the same hooks share one, and its rows are held until training begins: the model runs for them once.
+        """
+        return self._samples.setdefault((coder.reads, coder.writes), _Sample(self, coder))
 
     def contexts(self, index: int, size: int) -> Batch:
         """The contexts of step `index`: as many whole ones as hold about `size` positions that count."""
@@ -124,11 +129,13 @@ class SplicedFeed:
 
     def steps(self, index: int, size: int, learners: Mapping[str, Learner]) -> Iterator[dict[str, Step]]:
         """One bare pass, then one spliced pass a group; a group goes backward before the next begins."""
+        self._samples.clear()
         batch = self.contexts(index, size)
-        asked = {group: self._asked([learners[name] for name in group]) for group in self.groups}
+        groups = [group for group in self.groups if group[0] in learners]  # one that is alone may have left
+        asked = {group: self._asked([learners[name] for name in group]) for group in groups}
         with self.clock.on("model"):
-            bare = self._bare(batch, list(asked.values()))
-        for group in self.groups:
+            bare = self._bare(batch, asked)
+        for group in groups:
             own = {name: learners[name] for name in group}
             if asked[group].nothing:
                 yield {name: learner.forward(*bare.of(learner.coder.config)) for name, learner in own.items()}
@@ -161,13 +168,18 @@ class SplicedFeed:
     def _by_stream(self) -> bool:
         return self.lm.ends_in_stream([hook for config in self.coders.values() for hook in config.writes])
 
+    @cached_property
+    def _head(self) -> Head:
+        head = self.lm.plain_head
+        return self.lm.unembed if head is None else LinearHead(self.lm.before_head, head.weight, head.bias)
+
     @torch.no_grad()
-    def _bare(self, batch: Batch, asked: Sequence[Asked]) -> Bare:
+    def _bare(self, batch: Batch, asked: Mapping[tuple[str, ...], Asked]) -> Bare:
         wanted = self._hooks(list(self.coders))
-        for group, ask in zip(self.groups, asked, strict=True):
+        for group, ask in asked.items():
             start = self._starts[group]
             wanted += [*ask.later, *([start.hook] if start is not None and not ask.nothing else [])]
-        logits = any("kl" in ask.losses for ask in asked)
+        logits = any("kl" in ask.losses for ask in asked.values())
         if logits and self._by_stream:
             wanted.append(self.lm.last_hook)
         with frozen(self.lm.model):
@@ -211,7 +223,7 @@ class SplicedFeed:
             return None
         targets = torch.full_like(batch.tokens, NO_TARGET)
         targets[:, :-1] = batch.tokens[:, 1:]
-        head = self.lm.unembed if self._by_stream else nn.Identity()
+        head = self._head if self._by_stream else nn.Identity()
         return Predictions(rows, bare.last, targets[batch.mask].to(rows.device), head, asked.losses)
 
     def _aliased(
@@ -233,6 +245,7 @@ class _Sample:
     def __init__(self, feed: SplicedFeed, coder: CoderConfig) -> None:
         self.feed, self.coder = feed, coder
         self.hash = feed.data.hash
+        self._held: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     @property
     def n_rows(self) -> int:
@@ -241,6 +254,11 @@ class _Sample:
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
         """`(input [size, d_in], target [size, d_out])`, float32."""
+        if (step, size) not in self._held:
+            self._held[step, size] = self._made(step, size)
+        return self._held[step, size]
+
+    def _made(self, step: int, size: int) -> tuple[Tensor, Tensor]:
         size = min(size, self.n_rows)
         parts: list[tuple[Tensor, Tensor]] = []
         found, index = 0, 0

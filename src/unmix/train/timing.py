@@ -50,6 +50,11 @@ class Clock:
         with self._lock:
             self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
+    def reset(self) -> None:
+        """Forget the sums: what was spent before a loop is not part of it."""
+        with self._lock:
+            self._seconds.clear()
+
     def seconds(self) -> dict[str, float]:
         """A copy of the sums."""
         with self._lock:

@@ -20,6 +20,8 @@ from unmix.coder.sparse_coder import SparseCoder
 from unmix.core.config import semantic_dict
 from unmix.core.errors import ConfigError, DataError, MachineError, NonFiniteError
 from unmix.core.progress import task
+from unmix.train.averaging import update_average, use_average
+from unmix.train.beginning import begin_with
 from unmix.train.checkpoint import Checkpoints, Parts, TrainState
 from unmix.train.config import OptimConfig, objective_of
 from unmix.train.feeds import Feed, RowFeed
@@ -29,6 +31,8 @@ from unmix.train.learner import Learner, StepMetrics
 from unmix.train.metrics_log import MetricsLog
 from unmix.train.objectives import Step, Term, make_term
 from unmix.train.replay import write_replay
+from unmix.train.resampling import moments, require_resampling, resample
+from unmix.train.retiring import back_again, may_leave, note_retired, retired
 from unmix.train.source import ActivationSource
 from unmix.train.stopping import deferred
 from unmix.train.timing import Clock, summary
@@ -82,18 +86,30 @@ class GroupTrainer:
             for name, job in self.jobs.items()
         }
         self.checkpoints = Checkpoints(folder / "checkpoint", key, settings, self.config.keep)
+        for name, job in self.jobs.items():
+            require_resampling(name, job.config)
+        self._moments = {name: moments(job.config, self.steps) for name, job in self.jobs.items()}
         self.learners = self.begin()
         self._watches = {name: Watch(name, learner) for name, learner in self.learners.items()}
 
     def begin(self) -> dict[str, Learner]:
-        """Every coder as the checkpoint left it, or fresh."""
+        """Every coder as the checkpoint left it, or fresh; those that left the training before it are not there."""
         found = self.checkpoints.load()
         learners: dict[str, Learner] = {}
         for name, job in self.jobs.items():
+            if found is not None and name not in found:
+                log.warning("%s left this training: %s", name, (retired(self._home(name)) or {}).get("reason"))
+                continue
+            back_again(self._home(name))
             terms = make_terms(job.coder, job.config)
             if found is None:
                 source = self.feed.sample(job.coder)
-                learners[name] = Learner.fresh(job.coder, source, job.config, terms, self.steps)
+                if job.config.start_from is None:
+                    learners[name] = Learner.fresh(job.coder, source, job.config, terms, self.steps)
+                else:
+                    coder, variance = begin_with(job.coder, source, job.config)
+                    state = TrainState(0, torch.zeros(coder.n_latents, dtype=torch.int64), variance)
+                    learners[name] = Learner(coder, state, job.config, terms, self.steps)
                 warn_of_outliers(name, source, job.config.init_rows)
             else:
                 learners[name] = Learner.resumed(found[name], job.config, terms, self.steps)
@@ -107,14 +123,16 @@ class GroupTrainer:
     def run(self) -> dict[str, SparseCoder]:
         """Train to the end and return the coders in evaluation mode.
 
-        Raises `NonFiniteError` as soon as a number is not finite: nothing of that step is saved. Ctrl-C and SIGTERM
-        let the step in hand end, save a checkpoint and raise `KeyboardInterrupt`. `MachineError` where the disk
-        refuses says which checkpoint is left.
+        Raises `NonFiniteError` as soon as a number is not finite: nothing of that step is saved. Where that is
+        some coders' own fault and their `retire` says so, they leave instead, and are not returned. Ctrl-C and
+        SIGTERM let the step in hand end, save a checkpoint and raise `KeyboardInterrupt`. `MachineError` where the
+        disk refuses says which checkpoint is left.
         """
         logs = {name: MetricsLog(self._log(name, "metrics.jsonl"), self.at) for name in self.learners}
         timings = MetricsLog(self.folder / "timings.jsonl", self.at)
         batch = self.config.batch
         with task("train", self.steps * batch, done=self.at * batch) as bar, deferred() as stopped:
+            self.clock.reset()
             began, first = time.perf_counter(), self.at
             while self.at < self.steps:
                 metrics = self.group_step()
@@ -133,7 +151,10 @@ class GroupTrainer:
                     raise KeyboardInterrupt
             if self.at > first:
                 log.info("train: %s", summary(time.perf_counter() - began, self.clock.seconds()))
-        return {name: learner.finish() for name, learner in self.learners.items()}
+        trained = {name: learner.finish() for name, learner in self.learners.items()}
+        for learner in self.learners.values():
+            use_average(learner)
+        return trained
 
     def checkpoint(self) -> None:
         """Save the whole state of every coder at once."""
@@ -184,7 +205,15 @@ class GroupTrainer:
                 if name not in faults:
                     result[name] = self.learners[name].apply(batches[name], float(loss.detach()), values)
                     self._watches[name].see(result[name])
+            for name, learner in self.learners.items():
+                self._after(name, learner)
         return result
+
+    def _after(self, name: str, learner: Learner) -> None:
+        """What follows a step at times: dead latents begun anew, and the mean of the weights."""
+        if learner.state.step in self._moments[name] and resample(learner, self.feed.sample(learner.coder.config)):
+            self._watches[name].restart()
+        update_average(learner)
 
     def _left_out(self, faults: Mapping[str, FaultError]) -> None:
         """Count the steps that may be left out; otherwise note how to take this one again, and stop."""
@@ -194,25 +223,45 @@ class GroupTrainer:
             if self.jobs[name].config.on_nonfinite == "stop"
             or self.learners[name].state.skipped >= self.jobs[name].config.skip_limit
         ]
-        if not stop:
-            for name, fault in faults.items():
-                log.warning("%s: left out", fault)
-                self.learners[name].skip()
-            return
         places: dict[str, list[dict[str, int]]] = {}
-        if isinstance(self.feed, Traceable):
+        if stop and isinstance(self.feed, Traceable):
             size = self.config.batch
             places = {name: self.feed.places(self.at, size, fault.rows) for name, fault in faults.items()}
-        note = write_replay(self.folder, self.key, self.parts(), faults, places)
+        if may_leave(stop, {name: self.jobs[name].config for name in self.learners}):
+            for name, fault in faults.items():
+                if name in stop:
+                    self._retire(name, fault, places.get(name, []))
+                else:
+                    log.warning("%s: left out", fault)
+                    self.learners[name].skip()
+            return
         left = max(self.learners[name].state.skipped for name in stop)
         many = f" {left} steps were left out before, as many as skip_limit allows." if left else ""
-        raise NonFiniteError(f"{told(faults, places)}{many} The step is kept beside {note}")
+        raise NonFiniteError(f"{told(faults, places)}{many}{self._kept_step(faults, places)}")
+
+    def _retire(self, name: str, fault: FaultError, places: list[dict[str, int]]) -> None:
+        """Let a coder go, its last good state kept for a closer look, and say so."""
+        home, gone = self._home(name), self.learners.pop(name)
+        with self._keeping():
+            part = {name: (gone.coder, gone.optimiser, gone.state)}
+            note = write_replay(home, self.key, part, {name: fault}, {name: places})
+            note_retired(home, fault, places)
+        log.warning(
+            "%s: it leaves the training; others that go on: %d. The step is kept beside %s",
+            fault, len(self.learners), note,
+        )  # fmt: skip
+
+    def _kept_step(self, faults: Mapping[str, FaultError], places: Mapping[str, list[dict[str, int]]]) -> str:
+        """Keep what is needed to take the step again, and say where."""
+        return f" The step is kept beside {write_replay(self.folder, self.key, self.parts(), faults, places)}"
 
     def _write(self, logs: Mapping[str, MetricsLog], metrics: Mapping[str, StepMetrics], speed: float) -> None:
         unseen: dict[str, dict[str, float]] = {}
         if self.held_out is not None and self._held_out_due():
             unseen = measure(self.learners, self.held_out, self.config.held_out)
         for name, log_file in logs.items():
+            if name not in self.learners:
+                continue
             skipped = self.learners[name].state.skipped
             record = {**(metrics[name].record() if name in metrics else {"step": self.at}), **unseen.get(name, {})}
             log_file.write({**record, "skipped": skipped} if skipped else record)
@@ -237,7 +286,11 @@ class GroupTrainer:
             raise MachineError(f"{error}; {self.kept()}, and the same command goes on from there") from error
 
     def _log(self, name: str, file: str) -> Path:
-        return self.folder / name / file
+        return self._home(name) / file
+
+    def _home(self, name: str) -> Path:
+        """Where a coder's metrics lie."""
+        return self.folder / name
 
 
 class Trainer(GroupTrainer):
@@ -272,8 +325,8 @@ class Trainer(GroupTrainer):
         """One optimiser step."""
         return next(iter(self.group_step().values()))
 
-    def _log(self, name: str, file: str) -> Path:
-        return self.folder / file
+    def _home(self, name: str) -> Path:
+        return self.folder
 
 
 def total_steps(config: OptimConfig, rows: int) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from unmix.train.learner import Learner, StepMetrics
-from unmix.train.objectives.specs import L0Spec
+from unmix.train.objectives.specs import GateSpec, L0Spec, L1Spec, TermSpec
 from unmix.train.source import ActivationSource
 
 log = logging.getLogger("unmix")
@@ -28,11 +28,17 @@ class Watch:
         self.dense = learner.coder.config.d_in / 2
         self.target = target_l0(learner)
         self.stretch = max(20, learner.steps // 40)
-        self.settled = max([0.0, *(t.spec.start + t.spec.warmup for t in learner.terms)])
+        self.annealed = 0.0 if learner.annealing is None else learner.annealing.share
+        self.moving = [span for term in learner.terms for span in moving(term.spec)]
+        self.moving += [(0.0, self.annealed)] if self.annealed else []
         self._said: set[str] = set()
         self._losses: list[float] = []
         self._l0: list[float] = []
         self._lowest: float | None = None
+
+    def restart(self) -> None:
+        """The coder was changed by hand: compare with what comes from here on."""
+        self._losses, self._l0, self._lowest = [], [], None
 
     def see(self, metrics: StepMetrics) -> None:
         """Take one step's figures into account, and warn where a stretch of steps looks wrong."""
@@ -51,8 +57,10 @@ class Watch:
         self._check_l0(l0, metrics.step)
 
     def _check_loss(self, loss: float, step: int) -> None:
-        """Only from when every term has its full weight: before, the loss rises by design."""
-        if (step - self.stretch) / self.steps < self.settled:
+        """Between changes of the objective: while a weight ramps up or k falls, the loss rises by design."""
+        began, now = (step - self.stretch) / self.steps, step / self.steps
+        if any(first <= now and began <= last for first, last in self.moving):
+            self._lowest = None
             return
         if self._lowest is not None and loss > RISE * self._lowest:
             self._say(
@@ -62,7 +70,7 @@ class Watch:
         self._lowest = loss if self._lowest is None else min(self._lowest, loss)
 
     def _check_l0(self, l0: float, step: int) -> None:
-        if 2 * step < self.steps:
+        if 2 * step < self.steps or (step - self.stretch) / self.steps < self.annealed:
             return
         if self.target is not None and not self.target / 2 <= l0 <= self.target * 2:
             self._say("l0", "%s: L0 is %.3g at step %d, far from the %g aimed at", l0, step, self.target)
@@ -78,6 +86,20 @@ class Watch:
         if what not in self._said:
             self._said.add(what)
             log.warning(words, self.name, *values)
+
+
+def moving(spec: TermSpec) -> list[tuple[float, float]]:
+    """Shares of the training `(from, to)` during which what a term adds to the loss changes by itself."""
+    found: list[tuple[float, float]] = []
+    if spec.start > 0 or spec.warmup > 0:
+        found.append((spec.start, spec.start + spec.warmup))
+    if spec.stop < 1:
+        found.append((spec.stop, spec.stop))
+    if isinstance(spec, GateSpec) and spec.sparsity_warmup > 0:
+        found.append((0.0, spec.sparsity_warmup))
+    if isinstance(spec, L1Spec) and spec.p_end is not None:
+        found.append((0.0, 1.0))  # |f|^p of small f grows as p falls
+    return found
 
 
 def target_l0(learner: Learner) -> float | None:

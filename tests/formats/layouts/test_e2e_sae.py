@@ -57,7 +57,9 @@ def expected(w: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
 def test_several_positions_by_formula(tmp_path):
     place, x = several(tmp_path / "run"), inputs()
     coders = load_all(place)
-    assert [coder.config.reads for coder in coders.values()] == [("blocks.2.resid_pre",), ("blocks.6.mlp_out",)]
+    assert [coder.config.reads for coder in coders.values()] == [
+        ("blocks.2.resid_pre~centred",), ("blocks.6.mlp_out~centred",)
+    ]  # fmt: skip
     for i, coder in enumerate(coders.values()):
         acts, recon = run(coder, x)
         assert close(acts, expected(weights(i), x)[0]) and close(recon, expected(weights(i), x)[1])
@@ -82,8 +84,8 @@ def test_flat_form(tmp_path):
     x, w = inputs(), weights(3, flat=True)
     coder = load(saved(tmp_path / "a", w, POSITIONS[:1]))
     assert close(run(coder, x)[1], expected(w, x)[1])
-    assert coder.config.reads == ("blocks.2.resid_pre",)
-    assert load(saved(tmp_path / "b", w, "blocks.5.hook_resid_post")).config.reads == ("blocks.5.resid_post",)
+    assert coder.config.reads == ("blocks.2.resid_pre~centred",)
+    assert load(saved(tmp_path / "b", w, "blocks.5.hook_resid_post")).config.reads == ("blocks.5.resid_post~centred",)
     assert load(saved(tmp_path / "c", w, POSITIONS)).config.reads == ("input",)
 
 

@@ -19,7 +19,7 @@ RECORDED = Path(__file__).parent.parent.parent / "parity" / "sae_lens"
 def test_one_coder_and_what_lies_beside_it():
     for kind in ("mats_pt", "mats_gz"):
         coder = load(RECORDED / kind)
-        assert coder.config.reads == ("blocks.3.resid_pre",) and coder.config.pre_bias == "tied"
+        assert coder.config.reads == ("blocks.3.resid_pre~centred",) and coder.config.pre_bias == "tied"
         assert coder.config.model is not None and coder.config.model.name == "gpt2-small"
         assert torch.equal(coder.statistics["log_feature_sparsity"], torch.linspace(-10, -1, 48))
         kept = coder.config.training["mats_sae_training"]
@@ -43,7 +43,7 @@ def test_a_group_holds_several():
     coders = load_all(place)
     assert list(coders) == ["blocks.1.resid_pre", "blocks.2.resid_pre"]
     assert torch.equal(coders["blocks.2.resid_pre"].statistics["log_feature_sparsity"], torch.linspace(-9, -2, 48))
-    assert load(place, name="blocks.2.resid_pre").config.reads == ("blocks.2.resid_pre",)
+    assert load(place, name="blocks.2.resid_pre").config.reads == ("blocks.2.resid_pre~centred",)
     with pytest.raises(ConfigError, match=r"no coder 'blocks.3.resid_pre' here"):
         load(place, name="blocks.3.resid_pre")
 

@@ -76,6 +76,9 @@ class Answer(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         if self.server.status:
             self.reply(self.server.status, b"{}")
+        elif path == "/api/whoami-v2":
+            self.server.tokens |= {self.headers["Authorization"]} if "Authorization" in self.headers else set()
+            self.say({"name": "me", "type": "user", "orgs": []})
         elif self.server.gated:
             self.reply(403, b"{}", {"X-Error-Code": "GatedRepo"})
         elif self.server.renamed and "/old/name" in path:

@@ -75,7 +75,7 @@ def test_every_shipped_release_resolves():
         (
             "gpt2-small-res-jb/blocks.8.hook_resid_pre",
             "hf://jbloom/GPT2-Small-SAEs-Reformatted/blocks.8.hook_resid_pre",
-            {"l0": 60, "fvu": 0.1, "hook": "blocks.8.resid_pre", "model": "openai-community/gpt2"},
+            {"l0": 60, "fvu": 0.1, "hook": "blocks.8.resid_pre~centred", "model": "openai-community/gpt2"},
         ),
         (
             "openai-gpt2-small-v5-32k/resid_post_attn/6",
@@ -88,7 +88,11 @@ def test_every_shipped_release_resolves():
             "hf://THU-KEG/OpenSAE-LLaMA-3.1-Layer_07",
             {"hook": "blocks.7.resid_post"},
         ),
-        ("e2e-gpt2-wandb/e2e_similar_l0_layer_6", "wandb://sparsify/gpt2/tvj2owza", {"hook": "blocks.6.resid_pre"}),
+        (
+            "e2e-gpt2-wandb/e2e_similar_l0_layer_6",
+            "wandb://sparsify/gpt2/tvj2owza",
+            {"hook": "blocks.6.resid_pre~centred"},
+        ),
         (
             "gemma-scope-2-1b-pt-res-all/layer_3_width_16k_l0_big",
             "hf://google/gemma-scope-2-1b-pt/resid_post_all/layer_3_width_16k_l0_big",

@@ -50,6 +50,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "topk-bad": ({"activation": {"kind": "topk", "k": 3}}, {"on_nonfinite": "skip"}),
     "relu": ({"activation": {"kind": "relu"}}, {"sparsity": 0.01}),
+    "ema": ({"activation": {"kind": "topk", "k": 3}}, {"ema": 0.8}),
     "transcoder": (
         {"activation": {"kind": "topk", "k": 3}, "reads": ("a",), "writes": ("b",), "d_out": 5, "pre_bias": "none",
          "skip": True}, {},

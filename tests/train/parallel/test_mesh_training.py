@@ -30,6 +30,7 @@ KILLED = {
     "batchtopk:1:2:float64:0@12": "batchtopk:1:2:float64",
     "jumprelu:2:1:float64:1@7:0@11": "jumprelu:2:1:float64",
     "relu:1:2:float64:1@3": "relu:1:2:float64",
+    "ema:2:2:float64:2@8": "ema:2:2:float64",
 }
 """Cases with deaths and the same ones without."""
 SILENT = "topk:1:2:float64:1@6!"

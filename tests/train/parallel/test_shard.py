@@ -56,7 +56,7 @@ def test_slices_together_are_the_fresh_coder(changes: dict[str, Any]) -> None:
     whole = SparseCoder(config(**changes), seed=7)
     for rank in range(4):
         mesh = ThreadMesh(rank, 1, 4)
-        part = SparseCoder(shard_of(whole.config, mesh), seed=7)
+        part = SparseCoder(shard_of(whole.config, mesh.dictionary), seed=7)
         draw_weights(part, whole.config, 7, mesh)
         own = slice_of(whole.config, mesh)
         assert torch.equal(part.W_dec, whole.W_dec[own])
@@ -75,7 +75,7 @@ def test_slices_together_are_the_fresh_coder(changes: dict[str, Any]) -> None:
 def test_what_cannot_be_cut_is_refused(changes: dict[str, Any], dictionary: int, message: str) -> None:
     """Before any row is read."""
     with pytest.raises(ConfigError, match=message):
-        shard_of(config(**changes), ThreadMesh(0, 1, dictionary))
+        shard_of(config(**changes), dictionary)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,17 @@ def test_what_cannot_be_cut_is_refused(changes: dict[str, Any], dictionary: int,
         ({}, {"prefixes": (8,)}, 1, 2, r"^it: nested prefixes cannot be cut into shards; use parallel\.dictionary 1$"),
         ({"activation": {"kind": "gated"}}, {}, 2, 1, r"^it: the term gate is not trained on a mesh; allowed: mse, "),
         ({}, {"batch": 33}, 2, 1, r"^it: a batch of 33 cannot be cut into 2 equal slices$"),
+        ({}, {"held_out": 64}, 2, 1, r"^it: train\.held_out: rows are held out by one process; leave it 0 on a mesh$"),
+        ({}, {"resample": (0.5,)}, 1, 2, r"^it: train\.resample: dead latents are begun anew by one process; leave it"),
+        ({}, {"start_from": "x"}, 2, 1, r"^it: train\.start_from: one process goes on from a coder; leave it out"),
+        ({}, {"k_start": 40}, 1, 2, r"^it: k_start is larger than a shard of 24 latents; take fewer shards$"),
+        (
+            {"activation": {"kind": "matching_pursuit"}},
+            {},
+            2,
+            1,
+            "^it: matching_pursuit coders are not trained",
+        ),
     ],
 )
 def test_what_is_not_trained_on_a_mesh_is_refused(

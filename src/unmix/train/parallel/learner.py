@@ -12,7 +12,6 @@ from unmix.coder.config import CoderConfig
 from unmix.coder.encoder import AffineEncoder
 from unmix.coder.sparse import sparse_decode
 from unmix.coder.sparse_coder import SparseCoder
-from unmix.core.errors import ConfigError
 from unmix.train.checkpoint import Saved, TrainState, restore
 from unmix.train.config import OptimConfig
 from unmix.train.guard import bad_rows, finite
@@ -20,15 +19,13 @@ from unmix.train.initialise import initialise
 from unmix.train.learner import Learner, StepMetrics, project_decoder_gradient
 from unmix.train.objectives import Step
 from unmix.train.parallel.autograd import summed
+from unmix.train.parallel.checks import require_on_mesh
 from unmix.train.parallel.encoder import ShardEncoder
 from unmix.train.parallel.mesh import Mesh
 from unmix.train.parallel.shard import draw_weights, is_sharded, shard_of
 from unmix.train.parallel.terms import shared_terms
 from unmix.train.source import ActivationSource
 from unmix.train.spaces import inner_target
-
-BY_ENTRY = ("adam", "signum", "schedule_free")
-"""Optimisers that treat every weight by itself, so that slices of a matrix may be trained apart."""
 
 
 class ShardLearner(Learner):
@@ -38,13 +35,7 @@ class ShardLearner(Learner):
         self, coder: SparseCoder, state: TrainState, config: OptimConfig, whole: CoderConfig, steps: int, mesh: Mesh
     ) -> None:
         """`coder` is this rank's slice of the coder `whole`. `ConfigError` for what cannot be trained on a mesh."""
-        if not isinstance(coder.encoder, AffineEncoder):
-            raise ConfigError(f"{whole.name}: {whole.activation.kind} coders are not trained on a mesh")
-        if mesh.dictionary > 1 and config.optimiser not in BY_ENTRY:
-            raise ConfigError(
-                f"{whole.name}: {config.optimiser} looks at whole matrices, and parallel.dictionary cuts them; "
-                f"allowed: {', '.join(BY_ENTRY)}"
-            )
+        require_on_mesh(whole.name, whole, config, mesh.data, mesh.dictionary)
         self.whole, self.mesh = whole, mesh
         state.tokens_since_fired = state.tokens_since_fired.to(mesh.device)
         super().__init__(coder.to(mesh.device), state, config, shared_terms(whole, config, mesh), steps)
@@ -54,7 +45,7 @@ class ShardLearner(Learner):
         cls, config: CoderConfig, source: ActivationSource, optim: OptimConfig, steps: int, mesh: Mesh
     ) -> ShardLearner:
         """The slice of the first weights that one process would begin with. `config` is that of the whole coder."""
-        coder, variance = initialise(shard_of(config, mesh), source, optim)
+        coder, variance = initialise(shard_of(config, mesh.dictionary), source, optim)
         if mesh.dictionary > 1:
             draw_weights(coder, config, optim.seed, mesh)
         state = TrainState(0, torch.zeros(coder.n_latents, dtype=torch.int64), variance)

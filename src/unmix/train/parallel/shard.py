@@ -20,9 +20,9 @@ CHUNK = 2**24
 """Random numbers drawn at a time."""
 
 
-def shard_of(config: CoderConfig, mesh: Mesh) -> CoderConfig:
-    """The config of this rank's slice. `ConfigError` where the latents cannot be cut so."""
-    n, parts = config.n_latents, mesh.dictionary
+def shard_of(config: CoderConfig, parts: int) -> CoderConfig:
+    """The config of one of `parts` slices. `ConfigError` where the latents cannot be cut so."""
+    n = config.n_latents
     if parts == 1:
         return config
     rule = config.activation

@@ -10,12 +10,12 @@ from torch import Tensor
 from unmix.coder.activations.selection import TopKSelector
 from unmix.coder.config import CoderConfig
 from unmix.coder.sparse import sparse_affine, sparse_decode
-from unmix.core.errors import ConfigError
 from unmix.train.config import OptimConfig, objective_of
 from unmix.train.objectives import Step, Term, make_term
 from unmix.train.objectives.auxk import AuxK
-from unmix.train.objectives.specs import AuxKSpec, L0Spec, L1Spec, MseSpec, TermSpec
+from unmix.train.objectives.specs import AuxKSpec, L0Spec, L1Spec, TermSpec
 from unmix.train.parallel.autograd import summed
+from unmix.train.parallel.checks import require_term
 from unmix.train.parallel.mesh import Mesh
 from unmix.train.parallel.selection import SharedTopK, best_of_all
 
@@ -94,14 +94,10 @@ def shared_terms(coder: CoderConfig, config: OptimConfig, mesh: Mesh) -> list[Te
 
 
 def _shared(spec: TermSpec, coder: CoderConfig, mesh: Mesh) -> Term:
+    require_term(coder.name, spec, mesh.dictionary)
     if isinstance(spec, AuxKSpec):
         made: Any = SharedAuxK(spec, coder, mesh)
         return made
     if isinstance(spec, L0Spec) and spec.form == "quadratic":
         return SharedTarget(spec, coder, mesh)
-    if isinstance(spec, (MseSpec, *BY_LATENT)):
-        if isinstance(spec, MseSpec) and spec.prefixes and mesh.dictionary > 1:
-            raise ConfigError(f"{coder.name}: nested prefixes cannot be cut into shards; use parallel.dictionary 1")
-        return Shared(make_term(spec, coder), mesh)
-    name = getattr(spec, "term", type(spec).__name__)
-    raise ConfigError(f"{coder.name}: the term {name} is not trained on a mesh; allowed: mse, auxk, l1, l0")
+    return Shared(make_term(spec, coder), mesh)

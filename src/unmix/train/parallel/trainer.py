@@ -10,14 +10,15 @@ import torch
 
 from unmix.coder.config import CoderConfig
 from unmix.coder.sparse_coder import SparseCoder
-from unmix.core.errors import ConfigError
 from unmix.train.feeds import Feed
+from unmix.train.guard import FaultError
 from unmix.train.learner import Learner
 from unmix.train.objectives import Step
 from unmix.train.parallel.checkpoint import MeshCheckpoints
+from unmix.train.parallel.checks import require_on_mesh
 from unmix.train.parallel.learner import ShardLearner
 from unmix.train.parallel.mesh import Mesh
-from unmix.train.parallel.shard import shard_of, whole_coder
+from unmix.train.parallel.shard import whole_coder
 from unmix.train.source import ActivationSource
 from unmix.train.timing import Clock
 from unmix.train.trackers import Tracker
@@ -59,11 +60,9 @@ class MeshTrainer(GroupTrainer):
         clock: Clock | None = None,
         trackers: Sequence[Tracker] = (),
     ) -> None:
-        """`folder` must be seen by all ranks. `ConfigError` where batch or latents cannot be cut as the mesh says."""
+        """`folder` must be seen by all ranks. `ConfigError` for what is not trained on a mesh."""
         for name, job in jobs.items():
-            shard_of(job.coder, mesh)
-            if job.config.batch % mesh.data:
-                raise ConfigError(f"{name}: a batch of {job.config.batch} cannot be cut into {mesh.data} equal slices")
+            require_on_mesh(name, job.coder, job.config, mesh.data, mesh.dictionary)
         self.mesh, self.shared = mesh, folder
         # What the parent writes beside the checkpoint is rank 0's to keep; the others' goes with their process.
         self._scratch = None if mesh.first else tempfile.TemporaryDirectory()
@@ -86,6 +85,10 @@ class MeshTrainer(GroupTrainer):
             else:
                 learners[name] = ShardLearner.again(found[name], job.coder, job.config, self.steps, self.mesh)
         return learners
+
+    def _kept_step(self, faults: Mapping[str, FaultError], places: Mapping[str, list[dict[str, int]]]) -> str:
+        """Nothing is kept: no rank has the whole of it."""
+        return ""
 
     def stopping(self, asked: bool) -> bool:
         """Whether any rank was told to stop."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,17 @@ TRACKERS = Registry(
         "tensorboard": "unmix.train.trackers.tensorboard:start",
     },
 )
+
+
+def check_trackers(names: Sequence[str], tracking: Tracking) -> None:
+    """Ask every tracker that is named whether it could start; nothing is sent. `MachineError` where it could not.
+
+    A tracker's module says so in `require(tracking)`, if it has anything to say.
+    """
+    for name in names:
+        require = getattr(sys.modules[TRACKERS.get(name).__module__], "require", None)
+        if require is not None:
+            require(tracking)
 
 
 def start_trackers(names: Sequence[str], session: Session) -> list[Tracker]:

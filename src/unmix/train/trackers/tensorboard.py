@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unmix.core.errors import missing_extra
+from unmix.train.config import Tracking
 from unmix.train.trackers import Session
 
 
@@ -30,10 +31,15 @@ class TensorBoard:
         self._writer.close()
 
 
-def start(session: Session) -> TensorBoard:
-    """`MachineError` where the library is missing."""
+def require(tracking: Tracking) -> Any:
+    """The library; `MachineError` where it is missing."""
     try:
         library: Any = importlib.import_module("torch.utils.tensorboard")
     except ImportError:
         raise missing_extra("tensorboard", "tensorboard", "tracker tensorboard") from None
-    return TensorBoard(library, session)
+    return library
+
+
+def start(session: Session) -> TensorBoard:
+    """`MachineError` where the library is missing."""
+    return TensorBoard(require(session.tracking), session)

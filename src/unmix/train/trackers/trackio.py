@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unmix.core.errors import missing_extra
+from unmix.train.config import Tracking
 from unmix.train.trackers import Session
 
 
@@ -30,10 +31,15 @@ class Trackio:
         self._library.finish()
 
 
-def start(session: Session) -> Trackio:
-    """`MachineError` where the library is missing."""
+def require(tracking: Tracking) -> Any:
+    """The library; `MachineError` where it is missing."""
     try:
         library: Any = importlib.import_module("trackio")
     except ImportError:
         raise missing_extra("trackio", "trackio", "tracker trackio") from None
-    return Trackio(library, session)
+    return library
+
+
+def start(session: Session) -> Trackio:
+    """`MachineError` where the library is missing."""
+    return Trackio(require(session.tracking), session)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unmix.core.errors import MachineError, missing_extra
+from unmix.core.errors import MachineError, ServiceError, missing_extra
+from unmix.train.config import Tracking
 from unmix.train.trackers import Session, secret
 
 
@@ -32,28 +33,38 @@ class Wandb:
         self._run.log(dict(figures), step=step)
 
     def upload(self, name: str, folder: Path) -> None:
-        """As an artifact of type `coder`."""
-        artifact = self._library.Artifact(name, type="coder")
-        artifact.add_dir(str(folder))
-        self._run.log_artifact(artifact)
+        """As an artifact of type `coder`, with the training's settings. `ServiceError` where it is not taken."""
+        try:
+            artifact = self._library.Artifact(name, type="coder", metadata=dict(self._session.settings))
+            artifact.add_dir(str(folder))
+            self._run.log_artifact(artifact)
+        except Exception as error:
+            # The library has no class of its own for all that can go wrong on the way.
+            raise ServiceError(
+                f"tracker wandb: did not take the artifact {name} ({type(error).__name__}: {error}); the coder is "
+                f"whole in {folder}"
+            ) from error
 
     def finish(self) -> None:
         """Wait until everything is sent."""
         self._run.finish()
 
 
-def start(session: Session) -> Wandb:
-    """`MachineError` where the library is missing, or an online run has no key."""
+def require(tracking: Tracking) -> Any:
+    """The library. `MachineError` where it is missing, or an online run has no key."""
     try:
         library: Any = importlib.import_module("wandb")
     except ImportError:
         raise missing_extra("wandb", "wandb", "tracker wandb") from None
-    if not session.tracking.offline:
-        key = secret("WANDB_API_KEY")
-        if key is not None:
-            library.login(key=key)
-        elif library.api.api_key is None:
-            raise MachineError(
-                "tracker wandb: no key in WANDB_API_KEY or .env; set one, or --train.tracking.offline true"
-            )
+    if not tracking.offline and secret("WANDB_API_KEY") is None and library.api.api_key is None:
+        raise MachineError("tracker wandb: no key in WANDB_API_KEY or .env; set one, or --train.tracking.offline true")
+    return library
+
+
+def start(session: Session) -> Wandb:
+    """Raises as `require`."""
+    library = require(session.tracking)
+    key = secret("WANDB_API_KEY")
+    if not session.tracking.offline and key is not None:
+        library.login(key=key)
     return Wandb(library, session)
