@@ -37,10 +37,19 @@ class Shape:
 
 
 class Contestant:
-    """What a worker runs: `step(i)` does one full optimiser step, `reconstruct(x)` shows what was learnt."""
+    """What a worker runs: `step(i)` does one full optimiser step, `reconstruct(x)` shows what was learnt.
 
-    def __init__(self, step: Callable[[int], object], reconstruct: Callable[[Any], Any], versions: dict[str, str]):
-        self.step, self.reconstruct, self.versions = step, reconstruct, versions
+    `note()` is what else is to be said at the end.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[int], object],
+        reconstruct: Callable[[Any], Any],
+        versions: dict[str, str],
+        note: Callable[[], str] = str,
+    ):
+        self.step, self.reconstruct, self.versions, self.note = step, reconstruct, versions, note
 
 
 def activations(shape: Shape, seed: int = 0) -> Any:
@@ -59,8 +68,11 @@ def activations(shape: Shape, seed: int = 0) -> Any:
     return x.view(BATCHES + 1, shape.tokens, shape.d)
 
 
-def serve(build: Callable[[Shape, str, Any], Contestant]) -> None:
-    """The main function of a contestant's file: `build(shape, variant, training batches)`, then answer the parent."""
+def serve(build: Callable[[Shape, str, Any], Contestant], make: Callable[[Shape, str], Any] | None = None) -> None:
+    """The main function of a contestant's file: `build(shape, variant, training batches)`, then answer the parent.
+
+    `make(shape, variant)` gives the batches and, as the last, the rows that are held out; by default `activations`.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--variant", default="")
     parser.add_argument("--threads", type=int, default=0)
@@ -76,7 +88,7 @@ def serve(build: Callable[[Shape, str, Any], Contestant]) -> None:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    data = activations(shape)
+    data = activations(shape) if make is None else make(shape, options.variant)
     contestant = build(shape, options.variant, data[:-1])
     before = peak_mib()
 
@@ -98,7 +110,7 @@ def serve(build: Callable[[Shape, str, Any], Contestant]) -> None:
         x = data[-1]
         wrong = (x - contestant.reconstruct(x)).square().sum()
         fvu = float(wrong / (x - x.mean(0)).square().sum())
-    answer(peak_mib=peak, built_mib=before, fvu=fvu, steps=count)
+    answer(peak_mib=peak, built_mib=before, fvu=fvu, steps=count, note=contestant.note())
 
 
 def peak_mib() -> float:

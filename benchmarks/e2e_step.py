@@ -3,7 +3,8 @@
     python -m benchmarks.e2e_step [--rounds 8] [--shape 128,2048,2048] [--vocabulary 50257] [--peer PYTHON]
 
 PYTHON is the interpreter of an environment that has e2e_sae 2.1.1 (with --no-deps: its pins no longer fit together),
-transformer_lens 2.16.1 and wandb. Without one, ours is measured alone.
+transformer_lens 2.16.1 and wandb. Without one, ours is measured alone. `ours bfloat16` has its model in bfloat16, which
+is what `load_model` picks on a processor that computes in it; coders are float32 in any case.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ def main() -> None:
     options = parser.parse_args()
     d, n_latents, tokens = (int(part) for part in options.shape.split(","))
     shape = Shape(d, n_latents, 1, tokens)
-    places = {"ours": (Path(sys.executable), "benchmarks.steps.e2e_ours")}
+    own = (Path(sys.executable), "benchmarks.steps.e2e_ours")
+    places = {"ours": (*own, options.vocabulary), "ours bfloat16": (*own, f"{options.vocabulary}:bfloat16")}
     if options.peer is not None:
-        places["e2e_sae"] = (options.peer.absolute(), "benchmarks.steps.e2e_sae")
+        places["e2e_sae"] = (options.peer.absolute(), "benchmarks.steps.e2e_sae", options.vocabulary)
     workers: dict[str, Worker] = {}
     try:
-        for name, (python, module) in places.items():
-            workers[name] = Worker(python, module, shape, options.vocabulary, options.threads)
+        for name, (python, module, variant) in places.items():
+            workers[name] = Worker(python, module, shape, variant, options.threads)
         times = alternate({name: worker.step for name, worker in workers.items()}, options.rounds)
         cpu = {name: worker.cpu[-options.rounds :] for name, worker in workers.items()}
         ended = {name: worker.stop() for name, worker in workers.items()}

@@ -324,3 +324,18 @@ def test_every_format_has_its_row() -> None:
     text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \| (⇄|→) \|", text, flags=re.MULTILINE))
     assert rows == {name: "⇄" if format_of(name).writable else "→" for name in FORMATS.names()}
+
+
+def test_saved_notebooks_show_today_s_code() -> None:
+    """The pages of docs/examples hold every cell of the notebook that they were made from."""
+    pages = sorted((ROOT / "docs" / "examples").glob("*.md"))
+    assert [page.stem for page in pages] == ["evaluate_your_sae", "logit_lens", "steer_a_model"]
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        notebook = (ROOT / "examples" / f"{page.stem}.py").read_text(encoding="utf-8")
+        cells = [part.partition("\n") for part in notebook.split("# %%")[1:]]
+        for kind, _, body in cells:
+            shown = body.strip()
+            if "[markdown]" in kind:
+                shown = "\n".join(line.removeprefix("#").removeprefix(" ") for line in shown.splitlines())
+            assert shown in text, f"{page.name} is of older code; run examples/saved_output.py on the notebook"

@@ -11,7 +11,8 @@ from benchmarks.steps.e2e_model import CONTEXT, SIZES, tokens
 
 
 def build(shape: Shape, variant: str, batches: Any) -> Contestant:
-    """A ReLU coder behind the first of two blocks; the variant is the size of the vocabulary."""
+    """A ReLU coder behind the first of two blocks; the variant is the vocabulary's size, and `:bfloat16` if wanted."""
+    import torch
     import transformers
 
     import unmix
@@ -22,11 +23,12 @@ def build(shape: Shape, variant: str, batches: Any) -> Contestant:
     from unmix.train.spliced import SplicedFeed
     from unmix.train.trainer import GroupTrainer, Job
 
-    vocabulary = int(variant or 50257)
+    size, _, dtype = (variant or "50257").partition(":")
+    vocabulary = int(size)
     config = transformers.GPT2Config(
         n_embd=shape.d, n_layer=SIZES["layers"], n_head=SIZES["heads"], n_positions=CONTEXT, vocab_size=vocabulary
     )
-    model = transformers.GPT2LMHeadModel(config).eval().requires_grad_(False)
+    model = transformers.GPT2LMHeadModel(config).eval().requires_grad_(False).to(getattr(torch, dtype or "float32"))
     lm = LanguageModel(model, "gpt2-like")
     policy = InputPolicy(bos="none", skip_first=0)
     data = TokenTensor(tokens(shape.tokens, vocabulary).flatten(0, 1), policy)

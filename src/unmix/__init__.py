@@ -24,7 +24,30 @@ if TYPE_CHECKING:
     from unmix.explain import explain, score
     from unmix.formats import convert, inspect, load, load_all
     from unmix.index import open_index
-    from unmix.lm.intervene import Ablate, Add, Clamp, Multiply, Set
+    from unmix.lm.attribute import (
+        JacobianLens,
+        ablation_effect,
+        attribute,
+        decoder_neighbours,
+        direct_logits,
+        find_circuit,
+        fit_jacobian,
+        head_sources,
+        token_set_enrichment,
+    )
+    from unmix.lm.intervene import (
+        Ablate,
+        Add,
+        Clamp,
+        Fires,
+        LatentDistribution,
+        Multiply,
+        Set,
+        Steer,
+        interventions_from_json,
+        interventions_to_json,
+        measure_latents,
+    )
     from unmix.lm.load import load_model
     from unmix.run.config import RunConfig, TrainConfig
     from unmix.run.public import run, train, view
@@ -46,11 +69,26 @@ _NAMES = {
     "load": "unmix.formats",
     "load_all": "unmix.formats",
     "open_index": "unmix.index",
+    "JacobianLens": "unmix.lm.attribute",
+    "ablation_effect": "unmix.lm.attribute",
+    "attribute": "unmix.lm.attribute",
+    "decoder_neighbours": "unmix.lm.attribute",
+    "direct_logits": "unmix.lm.attribute",
+    "find_circuit": "unmix.lm.attribute",
+    "fit_jacobian": "unmix.lm.attribute",
+    "head_sources": "unmix.lm.attribute",
+    "token_set_enrichment": "unmix.lm.attribute",
     "Ablate": "unmix.lm.intervene",
     "Add": "unmix.lm.intervene",
     "Clamp": "unmix.lm.intervene",
     "Multiply": "unmix.lm.intervene",
     "Set": "unmix.lm.intervene",
+    "Fires": "unmix.lm.intervene",
+    "LatentDistribution": "unmix.lm.intervene",
+    "Steer": "unmix.lm.intervene",
+    "interventions_from_json": "unmix.lm.intervene",
+    "interventions_to_json": "unmix.lm.intervene",
+    "measure_latents": "unmix.lm.intervene",
     "load_model": "unmix.lm.load",
     "RunConfig": "unmix.run.config",
     "TrainConfig": "unmix.run.config",
@@ -62,9 +100,12 @@ _NAMES = {
 }
 
 __all__ = [
-    "Ablate", "Add", "Clamp", "CoderConfig", "CoderSet", "Codes", "IdentityCoder", "InputPolicy", "Multiply",
-    "RunConfig", "Set", "SparseCoder", "TrainConfig", "__version__", "convert", "evaluate", "explain", "inspect",
-    "load", "load_all", "load_model", "load_session", "open_index", "run", "score", "train", "train_on", "view",
+    "Ablate", "Add", "Clamp", "CoderConfig", "CoderSet", "Codes", "Fires", "IdentityCoder", "InputPolicy",
+    "JacobianLens", "LatentDistribution", "Multiply", "RunConfig", "Set", "SparseCoder", "Steer", "TrainConfig",
+    "__version__", "ablation_effect", "attribute", "convert", "decoder_neighbours", "direct_logits", "evaluate",
+    "explain", "find_circuit", "fit_jacobian", "head_sources", "inspect", "interventions_from_json",
+    "interventions_to_json", "load", "load_all", "load_model", "load_session", "measure_latents", "open_index", "run",
+    "score", "token_set_enrichment", "train", "train_on", "view",
 ]  # fmt: skip
 
 _CALLABLE = ("evaluate", "explain", "run", "train")

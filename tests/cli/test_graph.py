@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.lm.families import raw_model
-from tests.lm.graphs.parts import transcoder
 
+from lm.families import raw_model
+from lm.graphs.parts import transcoder
 from unmix.lm.graphs import AttributionGraph
 
 Run = Callable[..., tuple[int, str, str]]

@@ -76,7 +76,7 @@ def test_what_does_not_go_together_is_refused(root: Path, capsys: pytest.Capture
     assert said == "unmix: plan: a mesh of data 1 × dictionary 64 needs 64 cards, --gpus says 60\n"
     file = tmp_path / "run.yaml"
     file.write_text("model: {name: someone/model}\ncoder: {hook: layers.1}\n", encoding="utf-8")
-    assert "how wide the hooks of someone/model are is said nowhere; give --width" in run(capsys, str(file))[2]
+    assert "nothing here says how wide the hooks of someone/model are; give --width" in run(capsys, str(file))[2]
     assert run(capsys, "--gpus", "4")[0] == 2
     assert run(capsys, "--help")[1].startswith("usage: unmix plan CONFIG")
 

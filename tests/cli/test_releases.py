@@ -25,7 +25,7 @@ def test_all_releases_fit_a_hundred_columns(capsys):
     lines = run(capsys).splitlines()
     assert max(map(len, lines)) <= 100 and len(lines) > 300
     at = lines.index("gpt2-small-res-jb")
-    assert lines[at + 1] == "    openai-community/gpt2  resid_pre, resid_post  width 24576  L0 10–70"
+    assert lines[at + 1] == "    openai-community/gpt2  resid_pre~centred, resid_post~centred  width 24576  L0 10–70"
     assert lines[at + 2] == "    sae_lens_legacy, 13 coders, hf://jbloom/GPT2-Small-SAEs-Reformatted"
 
 

@@ -12,6 +12,7 @@ from unmix.core.policy import InputPolicy
 from unmix.lm import LanguageModel, policy_mask
 from unmix.lm.tokens import document_positions
 
+from .fakes import topk_coder
 from .families import CONFIGS, raw_model, some_tokens, tiny
 
 
@@ -174,3 +175,106 @@ def test_outputs_in_containers_are_read_and_replaced(container: str) -> None:
     assert torch.equal(lm.capture(x, "inner@in")["inner@in"], x)
     assert torch.equal(lm.run(x, {"inner@out": lambda y: y * 10}).logits, x * 20 + 1)
     assert torch.equal(lm.run(x, {"inner@in": lambda y: y + 1}).logits, (x + 1) * 2 + 1)
+
+
+LOOSE = {"atol": 2e-5, "rtol": 1e-4}
+ROWS = [some_tokens(1, n, seed=n)[0] for n in (3, 8, 5)]
+
+
+def padded(side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows as one batch, and where its tokens are real."""
+    tokens, mask = torch.zeros(3, 8, dtype=torch.int64), torch.zeros(3, 8, dtype=torch.bool)
+    for i, row in enumerate(ROWS):
+        where = slice(8 - len(row), 8) if side == "left" else slice(0, len(row))
+        tokens[i, where], mask[i, where] = row, True
+    return tokens, mask
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", list(CONFIGS))
+def test_padded_texts_are_as_if_alone(family: str, side: str) -> None:
+    """In float32 to 2e-5: the order of additions differs, nothing else."""
+    lm, (tokens, mask) = tiny(family), padded(side)
+    hooks = ["blocks.0.z", "blocks.1.mlp_in", "blocks.2.resid_post"]
+    found = lm.capture(tokens, hooks, attention_mask=mask)
+    kept = lm.capture(tokens, hooks[-1], positions=mask, attention_mask=mask)[hooks[-1]]
+    for i, row in enumerate(ROWS):
+        alone = lm.capture(row, hooks)
+        for hook in hooks:
+            torch.testing.assert_close(found[hook][i][mask[i]], alone[hook][0], atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(kept, torch.cat([lm.capture(row, hooks[-1])[hooks[-1]][0] for row in ROWS]), **LOOSE)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "mistral", "gemma2", "gemma3", "opt", "phi"])
+def test_token_by_token_with_a_cache_is_the_whole_pass(family: str) -> None:
+    """Past sliding windows of 4 too."""
+    lm, tokens = tiny(family), some_tokens(2, 9)
+    hooks = ["blocks.1.z", "blocks.1.resid_mid" if "blocks.1.resid_mid" in lm.hooks() else "blocks.1.mlp_in"]
+    whole = lm.capture(tokens, hooks)
+    first = lm.run(tokens[:, :4], capture=hooks, use_cache=True)
+    parts, cache = {hook: [first.activations[hook]] for hook in hooks}, first.cache
+    with torch.no_grad():
+        for place in range(4, 9):
+            step = lm.run(tokens[:, place : place + 1], capture=hooks, cache=cache, use_cache=True)
+            cache = step.cache
+            for hook in hooks:
+                parts[hook].append(step.activations[hook])
+    for hook in hooks:
+        torch.testing.assert_close(torch.cat(parts[hook], dim=1).detach(), whole[hook], **LOOSE)
+
+
+def test_a_cache_goes_with_left_padding() -> None:
+    lm, (tokens, mask) = tiny("llama"), padded("left")
+    whole = lm.capture(tokens, "layers.1", attention_mask=mask)["layers.1"]
+    first = lm.run(tokens[:, :6], capture=["layers.1"], use_cache=True, attention_mask=mask[:, :6])
+    second = lm.run(tokens[:, 6:], capture=["layers.1"], cache=first.cache, use_cache=True, attention_mask=mask)
+    torch.testing.assert_close(second.activations["layers.1"].detach(), whole[:, 6:], **LOOSE)
+
+
+def test_a_cache_of_a_pass_that_ends_early_is_refused() -> None:
+    with pytest.raises(ModelError, match="a pass that ends early leaves no whole cache"):
+        tiny("llama").run(some_tokens(), capture=["layers.0"], logits=False, use_cache=True)
+
+
+def test_padding_and_documents_do_not_go_together() -> None:
+    tokens, mask = padded("left")
+    with pytest.raises(ModelError, match="packed documents and padding do not go together"):
+        tiny("llama").capture(tokens, "layers.1", documents=torch.zeros(3, 8), attention_mask=mask)
+
+
+@pytest.mark.parametrize("positions", [[0, 6], torch.tensor([3]), torch.ones(3, 7, dtype=torch.bool).tril()])
+@pytest.mark.parametrize("hook", ["layers.0", "blocks.1.z#2"])
+def test_nothing_but_the_positions_wanted_is_kept(positions: object, hook: str) -> None:
+    found = tiny("llama").capture(some_tokens(3, 7), hook, positions=positions)[hook]  # type: ignore[arg-type]
+    assert found.untyped_storage().nbytes() == found.numel() * 4
+
+
+def test_a_head_keeps_no_other_heads() -> None:
+    found = tiny("llama").capture(some_tokens(), "blocks.1.z#2")["blocks.1.z#2"]
+    assert found.untyped_storage().nbytes() == 2 * 9 * 4 * 4
+
+
+def test_dtypes_and_devices_of_model_coder_and_results_may_differ() -> None:
+    lm, tokens = LanguageModel(raw_model("llama").to(torch.bfloat16).requires_grad_(False), "bf16"), some_tokens()
+    assert lm.capture(tokens, "layers.1")["layers.1"].dtype == torch.bfloat16
+    found = lm.capture(tokens, "layers.1", dtype=torch.float32)["layers.1"]
+    assert found.dtype == torch.float32
+    assert torch.equal(found.to(torch.bfloat16), lm.capture(tokens, "layers.1")["layers.1"])
+    # A CPU has one other device to hand out: the one that holds shapes alone.
+    assert lm.capture(tokens, "layers.1", device="meta")["layers.1"].device.type == "meta"
+    edited = lm.run(tokens, {"layers.1": lambda x: x.double() * 2, "blocks.0.resid_mid": lambda x: x.float() + 1})
+    assert edited.logits is not None and edited.logits.dtype == torch.bfloat16
+    for view in ("blocks.1.mlp_in~normalised", "blocks.1.resid_pre~centred"):
+        assert lm.capture(tokens, view)[view].dtype == torch.bfloat16
+        assert lm.spliced_logits(tokens, {view: lambda x: x.float() * 2}).dtype == torch.bfloat16
+
+
+def test_a_bfloat16_model_gives_a_float32_coder_what_it_reads() -> None:
+    model = raw_model("gpt2").requires_grad_(False)
+    exact = LanguageModel(model, "float32").capture(some_tokens(), "layers.1")["layers.1"]
+    coarse = LanguageModel(raw_model("gpt2").to(torch.bfloat16), "bf16").capture(some_tokens(), "layers.1")["layers.1"]
+    coder = topk_coder("layers.1", 16)
+    codes = coder.encode(coarse)
+    assert codes.values.dtype == torch.float32
+    assert torch.equal(codes.dense(), coder.encode(coarse.float()).dense())
+    torch.testing.assert_close(coarse.float(), exact, atol=5e-2, rtol=5e-2)

@@ -10,7 +10,7 @@ import torch
 from unmix.core.errors import ModelError
 from unmix.lm.points import LAYER_POINTS
 
-from .families import CONFIGS, NO_MID, PARALLEL, some_tokens, tiny
+from .families import _GROUPED, CONFIGS, NO_MID, PARALLEL, some_tokens, tiny
 
 FAMILIES = list(CONFIGS)
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -120,3 +120,81 @@ def test_unembed_gives_the_models_logits(family: str) -> None:
     last = lm.capture(some_tokens(), lm.last_hook)[lm.last_hook]
     torch.testing.assert_close(lm.unembed(last), lm.logits(some_tokens()), **CLOSE)
     assert lm.unembedding.shape[0] == lm.vocab_size == 100
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_written_to_a_point_is_read_there(family: str) -> None:
+    lm, tokens, acts = tiny(family), some_tokens(), everything(family)
+    random = torch.Generator().manual_seed(5)
+    for name in [n for n in lm.hooks() if not n.startswith(("blocks.0", "blocks.2"))]:
+        new = torch.randn(acts[name].shape, generator=random)
+        out = lm.run(tokens, {name: lambda _, new=new: new}, capture=[name])
+        torch.testing.assert_close(out.activations[name], new, **CLOSE)
+        assert out.logits is not None and not torch.allclose(out.logits, lm.logits(tokens), atol=1e-3), name
+        same = lm.run(tokens, {name: lambda x: x.clone()}).logits
+        torch.testing.assert_close(same, lm.logits(tokens), **CLOSE)
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in NO_MID])
+def test_writing_the_stream_between_goes_on_in_the_stream(family: str) -> None:
+    """And not into the norm alone: what the block gives is the new stream plus what the MLP makes of it."""
+    lm, tokens = tiny(family), some_tokens()
+    new = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(5))
+    hooks = ["blocks.1.resid_mid", "blocks.1.mlp_out_post", "blocks.1.resid_post"]
+    acts = lm.run(tokens, {"blocks.1.resid_mid": lambda _: new}, capture=hooks).activations
+    torch.testing.assert_close(acts[hooks[0]] + acts[hooks[1]], acts[hooks[2]], **CLOSE)
+    torch.testing.assert_close(acts[hooks[0]], new, **CLOSE)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "olmo2", "granite"])
+def test_writing_a_contribution_is_not_writing_the_raw_output(family: str) -> None:
+    lm, tokens = tiny(family), some_tokens()
+    new = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(5))
+    before = "blocks.1.resid_mid"
+    for point in ("mlp_out", "mlp_out_post"):
+        hook = f"blocks.1.{point}"
+        acts = lm.run(tokens, {hook: lambda _: new}, capture=[before, "blocks.1.resid_post"]).activations
+        added = acts["blocks.1.resid_post"] - acts[before]
+        assert torch.allclose(added, new, atol=1e-5) == (point == "mlp_out_post")
+
+
+_OLDER = {"hidden_size": 16, "num_attention_heads": 4, "vocab_size": 100, "bos_token_id": 1, "eos_token_id": 2}
+_GPT = {"n_embd": 16, "n_layer": 3, "n_head": 4, "n_positions": 64, "vocab_size": 100, "bos_token_id": 1}
+# Further families that interp-engine knows: what they have is right, and what they have not is refused.
+FURTHER: dict[str, tuple[str, dict[str, object], set[str]]] = {
+    "smollm": ("LlamaConfig", {**_GROUPED, "num_key_value_heads": 1, "tie_word_embeddings": True}, set()),
+    "smollm3": ("SmolLM3Config", _GROUPED, set()),
+    "olmo": ("OlmoConfig", _GROUPED, set()),
+    "glm4": ("Glm4Config", {**_GROUPED, "head_dim": 8}, set()),
+    "stablelm": ("StableLmConfig", _GROUPED, set()),
+    "starcoder2": ("Starcoder2Config", _GROUPED, set()),
+    "bloom": ("BloomConfig", {**_OLDER, "n_layer": 3, "n_head": 4}, set()),
+    "mpt": ("MptConfig", {"d_model": 16, "n_layers": 3, "n_heads": 4, "vocab_size": 100, "max_seq_len": 64}, set()),
+    "gptj": ("GPTJConfig", {**_GPT, "rotary_dim": 2, "eos_token_id": 2}, {"resid_mid"}),
+    "falcon": ("FalconConfig", {**_OLDER, "num_hidden_layers": 3}, {"resid_mid"}),
+}
+
+
+@pytest.mark.parametrize("family", list(FURTHER))
+def test_further_families(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unmix.lm import LanguageModel
+
+    from .families import raw_model
+
+    name, sizes, missing = FURTHER[family]
+    monkeypatch.setitem(CONFIGS, family, (name, sizes))
+    lm, tokens = LanguageModel(raw_model(family).requires_grad_(False), family), some_tokens()
+    acts = lm.capture(tokens, lm.hooks())
+    assert {p for p in LAYER_POINTS if f"blocks.1.{p}" not in acts} == missing
+    added = acts["blocks.1.attn_out_post"] + acts["blocks.1.mlp_out_post"]
+    torch.testing.assert_close(acts["blocks.1.resid_pre"] + added, acts["blocks.1.resid_post"], **CLOSE)
+    for point, out in (("z", "attn_out"), ("mlp_act", "mlp_out")):
+        if point not in missing:
+            path = lm.hook(f"blocks.1.{point}").read.path
+            project = lm.model.get_submodule(path)
+            expected = acts[f"blocks.1.{point}"] @ project.weight.T + (0 if project.bias is None else project.bias)
+            torch.testing.assert_close(expected, acts[f"blocks.1.{out}"], atol=1e-4, rtol=1e-4)
+    for hook in [h for h in lm.hooks() if h.startswith("blocks.1.")]:
+        new = torch.randn(acts[hook].shape, generator=torch.Generator().manual_seed(5))
+        found = lm.run(tokens, {hook: lambda _, new=new: new}, capture=[hook]).activations[hook]
+        torch.testing.assert_close(found, new, **CLOSE)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from unmix.coder.identity import IdentityCoder
+from unmix.coder.sparse_coder import SparseCoder
 from unmix.core.errors import ModelError
 from unmix.core.policy import InputPolicy, ModelFingerprint
-from unmix.lm import LanguageModel
+from unmix.lm import LanguageModel, Set
 from unmix.lm.points import LAYER_POINTS
 from unmix.lm.splice import error_mode
 
@@ -123,15 +124,21 @@ def test_a_coder_over_several_reads_and_writes() -> None:
     assert out.codes["cross"].leading == (2, 9)
 
 
-def test_a_coder_that_writes_before_it_has_read_is_refused() -> None:
+def test_a_coder_that_writes_before_it_has_read_is_refused_before_any_pass() -> None:
     lm = tiny("llama")
     both = ("blocks.0.resid_post", "blocks.1.resid_post")
-    with lm.bind({"cross": LinearCoder(both, 32)}) as bound, pytest.raises(ModelError) as caught:
-        bound(some_tokens())
+    with pytest.raises(ModelError) as caught, lm.bind({"cross": LinearCoder(both, 32)}):
+        pass
     assert str(caught.value) == (
         "coder 'cross' writes blocks.0.resid_post before the model has reached blocks.1.resid_post, which it reads; "
         "one forward pass cannot splice it"
     )
+    seen = LinearCoder("blocks.1.resid_post~centred", 16, "blocks.0.resid_post~centred", name="seen")
+    with pytest.raises(ModelError, match="'seen' writes blocks.0.resid_post~centred before"), lm.bind(seen):
+        pass
+    paths = ("model.layers.0.mlp.act_fn@out", "model.layers.1.mlp.act_fn@out")  # their order is not known beforehand
+    with lm.bind(LinearCoder(paths, 64)) as bound, pytest.raises(ModelError, match="one forward pass cannot splice"):
+        bound(some_tokens())
 
 
 def test_several_coders_each_read_what_the_ones_before_left() -> None:
@@ -200,6 +207,22 @@ def test_gradients_equal_those_of_a_hand_written_splice() -> None:
     assert all(float(g.norm()) > 0 for g in found)
 
 
+def test_an_earlier_coder_is_reached_through_the_latents_of_a_later_one_alone() -> None:
+    """Not through the error that the later one keeps."""
+    lm, tokens = tiny("llama"), some_tokens()
+    first, second = LinearCoder("layers.0", 16, name="a"), LinearCoder("layers.1", 16, name="b", seed=3)
+    with lm.bind([first, second], error="keep") as bound:
+        found = torch.autograd.grad(bound(tokens).logits.logsumexp(-1).sum(), [first.V, second.V])
+
+    def kept(coder: LinearCoder) -> Callable[[Tensor], Tensor]:
+        return lambda x: coder.map(x) + (x - coder.map(x)).detach()
+
+    out = lm.run(tokens, {"layers.0": kept(first), "layers.1": kept(second)}).logits
+    expected = torch.autograd.grad(out.logsumexp(-1).sum(), [first.V, second.V])
+    for one, other in zip(found, expected):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
 def test_finite_differences_of_a_kept_error_move_along_the_latents_alone() -> None:
     """d logits / d decoder row with the error detached: only the reconstruction moves."""
     lm = LanguageModel(raw_model("gpt2").double().requires_grad_(False), "double")  # Llama's norms round to float32
@@ -232,6 +255,140 @@ def test_bfloat16_model_with_float32_coder() -> None:
             assert torch.equal(bound(tokens).logits[:, 1:], lm.logits(tokens)[:, 1:])
         with lm.bind(topk_coder("layers.1", 16), error="keep") as bound:
             torch.testing.assert_close(bound(tokens).logits, lm.logits(tokens), atol=2e-2, rtol=2e-2)
+
+
+def test_a_bfloat16_coder_in_a_float32_model_keeps_errors_exactly() -> None:
+    """x − x̂ in the coder's dtype would round the model's own activations."""
+    lm, tokens, hook = tiny("llama"), some_tokens(), "blocks.1.resid_post"
+    coder = topk_coder(hook, 16).to(torch.bfloat16)
+    with lm.bind(coder, error="keep") as bound:
+        with torch.no_grad():
+            assert torch.equal(bound(tokens).logits, lm.logits(tokens))
+        out = bound(tokens)  # with gradients the reconstruction is really there, and takes itself away again
+        assert torch.equal(out.logits, lm.logits(tokens))
+        assert float(torch.autograd.grad(out.logits.sum(), out.codes[hook].values)[0].norm()) > 0
+    with lm.bind(coder) as bound, torch.no_grad():
+        spliced = bound(tokens, capture=[hook]).activations[hook]
+        assert spliced.dtype == torch.float32
+        bare = lm.capture(tokens, hook)[hook]
+        torch.testing.assert_close(spliced, coder.decode(coder.encode(bare)).float())
+
+
+def test_a_skip_transcoder_gives_its_linear_map_of_the_input_too() -> None:
+    lm, tokens = tiny("gpt2"), some_tokens()
+    config = topk_coder("blocks.1.mlp_in", 16).config.model_copy(
+        update={"writes": ("blocks.1.mlp_out",), "skip": True, "pre_bias": "none"}
+    )
+    coder = SparseCoder(config, seed=1)
+    with torch.no_grad():
+        coder.W_skip.copy_(torch.randn(16, 16, generator=torch.Generator().manual_seed(4)))
+    seen = lm.capture(tokens, "blocks.1.mlp_in")["blocks.1.mlp_in"]
+    expected = coder.decode(coder.encode(seen))
+    assert not torch.allclose(expected, seen @ coder.W_skip.T, atol=1e-2)
+    with lm.bind(coder) as bound, torch.no_grad():
+        found = bound(tokens, capture=["blocks.1.mlp_out"]).activations["blocks.1.mlp_out"]
+        torch.testing.assert_close(found, expected.detach(), **CLOSE)
+
+
+def test_residual_mlp_and_attention_coders_in_one_pass() -> None:
+    lm, tokens = tiny("llama"), some_tokens()
+    coders = {
+        "attention": LinearCoder("blocks.0.z", 16), "mlp": LinearCoder("blocks.0.mlp_out", 16, seed=2),
+        "transcoder": LinearCoder("blocks.1.mlp_in", 16, "blocks.1.mlp_out", seed=3),
+        "stream": LinearCoder("blocks.1.resid_post", 16, seed=4),
+    }  # fmt: skip
+    with lm.bind(coders) as bound, torch.no_grad():
+        found = bound(tokens).logits
+    inputs: list[Tensor] = []
+
+    def remember(x: Tensor) -> Tensor:
+        inputs.append(x)
+        return x
+
+    edits = {
+        "blocks.0.z": coders["attention"].map, "blocks.0.mlp_out": coders["mlp"].map, "blocks.1.mlp_in": remember,
+        "blocks.1.mlp_out": lambda _: coders["transcoder"].map(inputs[-1]), "layers.1": coders["stream"].map,
+    }  # fmt: skip
+    torch.testing.assert_close(found, lm.spliced_logits(tokens, edits), **CLOSE)
+
+
+def test_only_the_places_asked_for_are_spliced() -> None:
+    lm, tokens, hook = tiny("llama"), some_tokens(), "blocks.1.resid_post"
+    coder = LinearCoder(hook, 16, policy=InputPolicy(bos="none", skip_first=1))
+    bare = lm.capture(tokens, hook)[hook]
+    for where, prompt, places in [
+        ("prompt", 4, [1, 2, 3]),
+        ("generated", 4, [4, 5, 6, 7, 8]),
+        ([0, 2, 5], None, [2, 5]),
+    ]:
+        with lm.bind(coder, where=where) as bound, torch.no_grad():
+            found = bound(tokens, capture=[hook], prompt=prompt).activations[hook]
+        chosen = torch.zeros(9, dtype=torch.bool)
+        chosen[places] = True
+        assert torch.equal(found[:, ~chosen], bare[:, ~chosen])
+        torch.testing.assert_close(found[:, chosen], coder.map(bare)[:, chosen].detach(), **CLOSE)
+
+
+def test_a_policy_of_the_binding_takes_the_place_of_the_coders() -> None:
+    """Peers splice every position, whatever a coder was trained on; and coders that disagree can be bound."""
+    lm, tokens = tiny("llama"), some_tokens()
+    one = LinearCoder("layers.0", 16, name="a", policy=InputPolicy(bos="none", skip_first=2))
+    two = LinearCoder("layers.1", 16, name="b", policy=InputPolicy(bos="context"), seed=3)
+    everywhere = InputPolicy(bos="none", skip_first=0)
+    with lm.bind([one, two], policy=everywhere) as bound, torch.no_grad():
+        found = bound(tokens).logits
+        assert bound.policy == everywhere
+    torch.testing.assert_close(found, lm.spliced_logits(tokens, {"layers.0": one.map, "layers.1": two.map}), **CLOSE)
+
+
+def test_a_hook_that_fires_with_another_shape() -> None:
+    """A module that is handed some tokens only, as an expert is."""
+
+    class Some(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.expert = torch.nn.Embedding(100, 16), torch.nn.Linear(16, 16)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.embed(tokens)
+            return torch.cat([self.expert(x[:, :3]), x[:, 3:]], dim=1)
+
+    class Words:
+        def __len__(self) -> int:
+            return 100
+
+    lm = LanguageModel(Some(), "some", Words())
+    with lm.bind({"e": LinearCoder("expert@out", 16)}) as bound, pytest.raises(ModelError) as caught:
+        bound(some_tokens())
+    assert str(caught.value) == (
+        "expert@out: fired with [2, 3, 16] in a pass of [2, 9] tokens; coder 'e' needs one row a token"
+    )
+
+
+def test_a_module_that_runs_twice_is_spliced_twice() -> None:
+    class Twice(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(self.inner(x))
+
+    module = Twice()
+    coder = LinearCoder("inner@out", 16)
+    x = torch.randn(4, 16)
+    with LanguageModel(module, "twice").bind(coder) as bound, torch.no_grad():
+        found = bound(x).logits
+        torch.testing.assert_close(found, coder.map(module.inner(coder.map(module.inner(x)))), **CLOSE)
+        moved = bound(x, interventions=[Set(latent=0, value=2.0)])
+        assert (moved.codes["inner-out"].dense()[..., 0] == 2.0).all()
+
+
+def test_what_is_no_coder_is_refused() -> None:
+    with pytest.raises(ModelError, match="dict is no coder"), tiny("llama").bind({"a": {}}):
+        pass
+    with pytest.raises(ModelError, match="there is no coder to bind"), tiny("llama").bind():
+        pass
 
 
 def test_an_exception_inside_leaves_the_model_as_it_was() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 
-from unmix.lm import LanguageModel
+from unmix.lm import Add, LanguageModel
 
 from .fakes import LinearCoder
 from .families import raw_model, some_tokens
@@ -59,3 +60,19 @@ def test_tasks_of_one_event_loop_share_a_bound_model() -> None:
                 torch.testing.assert_close(out.logits, bound(some_tokens(seed=s)).logits)
 
     asyncio.run(main())
+
+
+def test_threads_generate_from_one_bound_model_each_with_its_own_interventions() -> None:
+    lm = LanguageModel(raw_model("llama").requires_grad_(False), "shared")
+    acts = [[Add(latent=i, value=9.0, where="generated")] for i in range(4)]
+    with lm.bind({"a": LinearCoder("layers.0", 16), "b": LinearCoder("layers.1", 16, seed=4)}, error="keep") as bound:
+
+        def write(i: int) -> list[int]:
+            own = [replace(act, coder="ab"[i % 2]) for act in acts[i]]
+            options = {"temperature": 2.0, "seed": i, "stop_ids": (), "interventions": own}
+            return bound.generate_tokens(some_tokens(1, 5, seed=i), 8, **options)[0].tolist()
+
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(write, range(4)))
+        assert together == [write(i) for i in range(4)]
+    assert torch.equal(lm.logits(some_tokens()), lm.model(input_ids=some_tokens()).logits)

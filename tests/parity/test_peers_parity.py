@@ -82,7 +82,7 @@ HOOKS = {
     "sparsify/topk": ("blocks.10.resid_post",), "sparsify/legacy": ("blocks.5.resid_post",),
     "sparsify/transcoder_skip": ("blocks.29.mlp_in", "blocks.29.mlp_out"),
     "opensae/sharded": ("blocks.25.resid_post",), "opensae/trainer": ("blocks.25.resid_post",),
-    "e2e_sae/flat": ("blocks.6.resid_pre",), "dictionary_learning/gated": ("blocks.3.resid_post",),
+    "e2e_sae/flat": ("blocks.6.resid_pre~centred",), "dictionary_learning/gated": ("blocks.3.resid_post",),
     "dictionary_learning_crosscoder/relu": ("input.0", "input.1"),
 }  # fmt: skip
 
@@ -123,7 +123,7 @@ def test_several_positions_at_once():
     for _, entry, tensors in recordings(HERE / "e2e_sae" / "run"):
         check(coders[entry["name"]], tensors)
     hooks = {name: coder.config.reads for name, coder in coders.items()}
-    assert hooks["blocks.6.hook_resid_pre"] == ("blocks.6.resid_pre",)
+    assert hooks["blocks.6.hook_resid_pre"] == ("blocks.6.resid_pre~centred",)
 
 
 SHARED = [

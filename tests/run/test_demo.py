@@ -90,3 +90,19 @@ def test_the_report_opens_from_a_file(demo: Path) -> None:
         assert page.locator("table tbody tr:not([aria-hidden])").count() > 10
         assert faults == []
         browser.close()
+
+
+@pytest.mark.parametrize("name", ["evaluate_your_sae", "logit_lens", "steer_a_model"])
+def test_the_notebooks_run_on_it(demo: Path, name: str, tmp_path: Path, root: Path) -> None:
+    """From top to bottom, on the real model and the coder just trained; every cell that prints says something."""
+    page = tmp_path / "page.md"
+    done = subprocess.run(
+        [sys.executable, "examples/saved_output.py", f"examples/{name}.py", str(page)], cwd=root,
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "2", "UNMIX_RUN": str(demo), "UNMIX_TOKENS": "1024"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    text = page.read_text(encoding="utf-8")
+    printing = [cell for cell in text.split("```python")[1:] if "print(" in cell]
+    assert len(printing) >= 3
+    assert all("```text" in cell for cell in printing)

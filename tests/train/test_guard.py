@@ -235,7 +235,7 @@ def test_rows_that_hold_the_variance_are_told(tmp_path: Path, warnings: pytest.L
     assert warnings.messages == []
     x[7] *= 1e4
     warn_of_outliers("c", TensorSource(x), 2000)
-    assert "c: 2 of 2000 rows hold 100 % of the variance" in warnings.text
+    assert "c: 2 of the first 2000 rows hold 100 % of the variance" in warnings.text
     warnings.clear()
     optim = OptimConfig(batch=32, tokens=64, init_rows=2000)
     Trainer(coder_config(), TensorSource(x), optim, tmp_path, "key")

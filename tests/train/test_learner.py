@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from unmix.coder.codes import Codes
+from unmix.coder.config import CoderConfig
+from unmix.coder.sparse_coder import SparseCoder
+from unmix.train.config import OptimConfig
 from unmix.train.learner import Learner, fired_latents
+from unmix.train.source import TensorSource
+from unmix.train.trainer import make_terms
 
 from .toys import make_trainer, planted
 
@@ -71,3 +76,33 @@ def test_l0_counts_what_fired(tmp_path: Path) -> None:
     metrics = learner.apply(batch, 1.0, {})
     assert metrics.l0 == float(counts.sum(-1).double().mean())
     assert torch.equal(learner.state.tokens_since_fired, torch.where(counts.any(0), 0, 32))
+
+
+def fresh(kind: str, k: int = 16) -> tuple[Learner, Tensor]:
+    """A learner of 64 latents over 300 Gaussian rows of 16, before its first step."""
+    x = torch.randn(300, 16, generator=torch.Generator().manual_seed(1))
+    rule = {"kind": kind} if kind == "jumprelu" else {"kind": kind, "k": k}
+    config = CoderConfig(d_in=16, n_latents=64, activation=rule)  # pyright: ignore[reportArgumentType]
+    optim = OptimConfig(init_rows=300, tokens=960, batch=32)
+    return Learner.fresh(config, TensorSource(x), optim, make_terms(config, optim), 30), x
+
+
+@pytest.mark.parametrize("kind", ["topk", "batchtopk", "groupmax"])
+def test_first_codes_have_the_length_that_fits_best(kind: str) -> None:
+    """No factor on them would bring the reconstruction nearer; without it many random rows overshoot."""
+    learner, x = fresh(kind)
+    with torch.no_grad():
+        step = learner.forward(x, x)
+    y, target = step.reconstruction - learner.coder.b_dec.detach(), step.target - learner.coder.b_dec.detach()
+    assert float((y * (target - y)).sum() / y.square().sum()) == pytest.approx(0, abs=1e-4)
+    assert float((target - y).square().sum(-1).mean()) < learner.state.variance
+    W_enc, drawn = learner.coder.W_enc.detach(), SparseCoder(learner.coder.config, seed=0).W_enc.detach()
+    factor = float(W_enc.norm() / drawn.norm())
+    assert factor < 0.8
+    torch.testing.assert_close(W_enc, drawn * factor)
+
+
+def test_rows_that_thresholds_look_at_keep_their_length() -> None:
+    """A threshold is in the units of pre-activations."""
+    learner, _ = fresh("jumprelu")
+    assert torch.equal(learner.coder.W_enc, SparseCoder(learner.coder.config, seed=0).W_enc)

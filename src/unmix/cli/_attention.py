@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 EDGES, HEADS, CAUSES = 3, 3, 4
 
 
-def attention_lines(graph: AttributionGraph, replacement: LocalReplacement) -> list[str]:
+def attention_lines(graph: AttributionGraph, replacement: LocalReplacement, against: int | None = None) -> list[str]:
     """The heads behind the strongest logit and the strongest latents, and both sides of their scores."""
     from unmix.lm.graphs.heads import attention_causes, heads
     from unmix.lm.graphs.measure import target_of
@@ -24,7 +24,7 @@ def attention_lines(graph: AttributionGraph, replacement: LocalReplacement) -> l
     for i in ranked[:EDGES]:
         node = graph.nodes[i]
         lines.append(f"  into {_named(node)}")
-        moved = [a for a in heads(replacement, target_of(replacement, node), 50) if a.key != a.query]
+        moved = [a for a in heads(replacement, target_of(replacement, node, against), 50) if a.key != a.query]
         for a in moved[:HEADS]:
             token = graph.tokens[a.key]
             lines.append(

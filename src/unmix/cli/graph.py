@@ -53,8 +53,10 @@ def command(arguments: list[str]) -> int:
 
     coders = _coders(places)
     lm = load_model(model, dtype=options.get("dtype", ["float32"])[0])
+    for coder in coders.values():
+        coder.to(lm.device)
     targets = [_token(word) for word in options.get("target", [])] or None
-    against = _token(options["against"][0]) if "against" in options else None
+    against = token_id(lm, _token(options["against"][0])) if "against" in options else None
     whole = attribution_graph(
         lm, coders, prompt, targets=targets, against=against, max_latents=int(numbers["latents"]),
         memory=int(numbers["memory"]), progress=_progress,
@@ -64,12 +66,12 @@ def command(arguments: list[str]) -> int:
     if replacement is not None and "measure" in flags:
         from unmix.lm.graphs.measure import measured
 
-        graph = measured(graph, replacement, None if against is None else token_id(lm, against))
+        graph = measured(graph, replacement, against)
     sys.stdout.write(_shown(graph, whole))
     if replacement is not None and "attention" in flags:
         from unmix.cli._attention import attention_lines
 
-        sys.stdout.write("\n".join(attention_lines(graph, replacement)) + "\n")
+        sys.stdout.write("\n".join(attention_lines(graph, replacement, against)) + "\n")
     if "out" in options:
         graph.save(options["out"][0])
         sys.stdout.write(f"graph    {options['out'][0]}\n")
@@ -164,9 +166,17 @@ def _shown(graph: AttributionGraph, whole: AttributionGraph) -> str:
         f"of what reaches the logits {scores['replacement']:.1%} comes from tokens, the rest from errors",
         f"of what enters any node, {scores['completeness']:.1%} is explained by latents and tokens",
         f"{whole.unexpanded:.1%} of the influence enters latents that were not worked out (--latents)",
+        *_dropped(whole),
         "",
     ]
     return "\n".join(lines)
+
+
+def _dropped(whole: AttributionGraph) -> list[str]:
+    """What is said where more than the last thousandth of a row went."""
+    if whole.dropped < 0.002:
+        return []
+    return [f"of one target up to {whole.dropped:.1%} came from effects too many and too small to keep"]
 
 
 def _cause(source: Node, edge: Edge) -> str:

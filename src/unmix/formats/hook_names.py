@@ -67,6 +67,21 @@ _SUBMODULE_POINTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_ou
 _SUBMODULES = {"attention": "attn_out", "attn": "attn_out", "mlp": "mlp_out"}
 _SUBMODULE = re.compile(rf"^({'|'.join([*_SUBMODULE_POINTS, *_SUBMODULES])})_layer_?(\d+)$")
 
+_NORMED = {
+    "attn_in~normalised": "ln1.hook_normalized",
+    "mlp_in~normalised": "ln2.hook_normalized",
+    "attn_out_post~normalised": "ln1_post.hook_normalized",
+    "mlp_out_post~normalised": "ln2_post.hook_normalized",
+}
+_STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "attn_out_post", "mlp_out", "mlp_out_post")
+CENTRED, UNBIASED = "~centred", "~unbiased"
+"""Views of a hook (`unmix.lm.views`): less its mean over the width; `z` less what every value has in common."""
+_LAYER_NORMED = re.compile(
+    r"^(?:distil)?gpt2|^gpt-(?:neo|j)|^pythia|^opt-|^(?:stanford|arwen|battlestar|caprica|darkmatter|expanse)|^bloom|"
+    r"^santacoder|^phi-(?:1|2)|^tiny-?stories|^(?:gelu|solu|attn-only|redwood_attn|othello)"
+)
+"""Models with LayerNorms, whose writing weights TransformerLens centres. It leaves those with RMS norms alone."""
+
 OPENAI_LOCATIONS: Mapping[str, str] = {
     "mlp_post_act": "mlp_act",
     "resid_delta_attn": "attn_out_post",
@@ -75,6 +90,10 @@ OPENAI_LOCATIONS: Mapping[str, str] = {
     "resid_post_mlp": "resid_post",
 }
 _OPENAI_VERSION = re.compile(r"_v\d+(?:_\d+k)?$")
+_OPENAI_NAMES = (
+    re.compile(r"(?:.*/)?(?!autoencoders\b)(?P<location>\w+?)(?:/autoencoders)?[./](?P<layer>\d+)(?:\.pt)?"),
+    re.compile(r"blocks\.(?P<layer>\d+)\.(?P<location>\w+)"),
+)
 
 
 def from_transformer_lens(name: str, head: int | None = None) -> str:
@@ -90,12 +109,30 @@ def from_transformer_lens(name: str, head: int | None = None) -> str:
 def to_transformer_lens(name: str) -> tuple[str, int | None]:
     """The published name and head index of a canonical hook."""
     base, _, head = name.partition("#")
+    # Centring and value biases are of the model there, not of the hook.
+    base = base.removesuffix(CENTRED).removesuffix(UNBIASED)
     match = _BLOCK.match(base)
-    if base == "embeddings":
+    if match is not None and match[2] in _NORMED:
+        base = f"blocks.{match[1]}.{_NORMED[match[2]]}"
+    elif base == "embeddings":
         base = "hook_embed"
     elif match is not None and match[2] in _POINTS:
         base = f"blocks.{match[1]}.{_POINTS[match[2]]}"
     return base, int(head) if head else None
+
+
+def as_processed(hook: str, model: str | None, centred: bool = True, value_biases: bool = True) -> str:
+    """The view of a canonical hook that TransformerLens shows of `model` after its default processing.
+
+    `centred`: with `center_writing_weights`, which it does to models with LayerNorms alone, told by the model's name.
+    `value_biases`: with `fold_ln` and `fold_value_biases`. OpenAI's coders, for one, were trained without the first.
+    """
+    name = (model or "").rstrip("/").rsplit("/", 1)[-1].lower()
+    point = hook.rpartition(".")[2]
+    if centred and (point in _STREAM or hook == "embeddings") and _LAYER_NORMED.match(name):
+        return hook + CENTRED
+    # Heads are cut out of the tensor as it is: a view of one has no columns of its own.
+    return hook + UNBIASED if value_biases and point == "z" else hook
 
 
 def from_module_path(name: str) -> str:
@@ -125,6 +162,22 @@ def to_module_path(name: str, directed: bool = False) -> str:
     match = _BLOCK.match(name)
     paths = _DIRECTED_PATHS if directed else _MODULE_PATHS
     return paths[match[2]].format(match[1]) if match is not None and match[2] in paths else name
+
+
+def canonical(name: str) -> str:
+    """The hook that a name of any dialect means; a name of none is kept.
+
+    Beside the dialects above: OpenAI's locations with their layer (`resid_post_mlp.8`, `resid_post_mlp_v5_32k/8`,
+    `…/resid_post_mlp/autoencoders/8.pt`, `blocks.8.resid_post_mlp`), and names that start with a dot.
+    """
+    plain = name.strip().lstrip(".")
+    for pattern in _OPENAI_NAMES:
+        match = pattern.fullmatch(plain)
+        if match is not None:
+            base = _OPENAI_VERSION.sub("", match["location"])
+            if base in OPENAI_LOCATIONS:
+                return f"blocks.{match['layer']}.{OPENAI_LOCATIONS[base]}"
+    return from_submodule_name(plain)
 
 
 def module_input(name: str) -> str:

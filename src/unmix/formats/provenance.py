@@ -35,10 +35,12 @@ def with_origin(draft: Draft, place: Place, format: str) -> Draft:
 
 
 def _hooks(config: CoderConfig, facts: dict[str, Any]) -> dict[str, Any]:
-    """Reads and writes from the release, where the files say neither."""
-    if config.reads != UNKNOWN or not facts.get("hook"):
+    """Reads and writes from the release, where the files say neither, or not which view of the hook it is."""
+    known = str(facts.get("hook") or "")
+    seen_as = len(config.reads) == 1 and known.startswith(f"{config.reads[0]}~")
+    if not known or (config.reads != UNKNOWN and not seen_as):
         return {}
-    reads = (str(facts["hook"]),)
+    reads = (known,)
     return {
         "reads": reads,
         "writes": (str(facts.get("hook_out") or reads[0]),),

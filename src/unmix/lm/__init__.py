@@ -12,7 +12,20 @@ from unmix.core.lazy import lazy_exports
 if TYPE_CHECKING:
     from unmix.lm.bound import BoundModel, BoundOutput
     from unmix.lm.forward import RunOutput
-    from unmix.lm.intervene import Ablate, Add, Clamp, Intervention, Multiply, Set
+    from unmix.lm.intervene import (
+        Ablate,
+        Add,
+        Clamp,
+        Fires,
+        Intervention,
+        LatentDistribution,
+        Multiply,
+        Set,
+        Steer,
+        interventions_from_json,
+        interventions_to_json,
+        measure_latents,
+    )
     from unmix.lm.load import load_model
     from unmix.lm.model import LanguageModel
     from unmix.lm.points import Hook
@@ -24,13 +37,19 @@ __all__ = [
     "BoundModel",
     "BoundOutput",
     "Clamp",
+    "Fires",
     "Hook",
     "Intervention",
     "LanguageModel",
+    "LatentDistribution",
     "Multiply",
     "RunOutput",
     "Set",
+    "Steer",
+    "interventions_from_json",
+    "interventions_to_json",
     "load_model",
+    "measure_latents",
     "policy_mask",
 ]
 
@@ -45,6 +64,12 @@ _exports = lazy_exports(
         "Intervention": "unmix.lm.intervene",
         "Multiply": "unmix.lm.intervene",
         "Set": "unmix.lm.intervene",
+        "Fires": "unmix.lm.intervene",
+        "LatentDistribution": "unmix.lm.intervene",
+        "Steer": "unmix.lm.intervene",
+        "interventions_from_json": "unmix.lm.intervene",
+        "interventions_to_json": "unmix.lm.intervene",
+        "measure_latents": "unmix.lm.intervene",
         "load_model": "unmix.lm.load",
         "LanguageModel": "unmix.lm.model",
         "Hook": "unmix.lm.points",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unmix.core.errors import ModelError
 from unmix.core.policy import InputPolicy
 from unmix.lm.forward import as_inputs, attach_read, run, select_positions
+from unmix.lm.padding import checked_mask, padding_keywords
 from unmix.lm.points import Hook
 from unmix.lm.sites import Pass
 
@@ -26,24 +27,37 @@ def capture(
     policy: InputPolicy | None = None,
     positions: Tensor | Sequence[int] | None = None,
     documents: Any = None,
+    attention_mask: Any = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
 ) -> dict[str, Tensor]:
     """See `LanguageModel.capture`."""
     specs = [hooks] if isinstance(hooks, str) else list(hooks)
     wanted = {spec: lm.hook(spec) for spec in specs}
     found: dict[str, Tensor] = {}
 
+    def keep(spec: str, x: Tensor) -> None:
+        # Of a module that runs twice in a pass, the first run counts, whatever ends the pass.
+        if spec not in found:
+            found[spec] = _owned(select_positions(x, positions)).to(device=device, dtype=dtype)
+
     def prepare(current: Pass) -> None:
         for spec, hook in wanted.items():
-            # `setdefault`: of a module that runs twice in a pass, the first run counts, whatever ends the pass.
-            attach_read(current, hook, lambda x, s=spec: _keep(found, s, select_positions(x, positions)))
+            attach_read(current, hook, lambda x, s=spec: keep(s, x))
 
+    prepared = as_inputs(lm, inputs, policy)
+    mask = checked_mask(lm, prepared, attention_mask)
     apart = documents if policy is None or not policy.attend_across else None
-    run(lm, as_inputs(lm, inputs, policy), prepare, documents=apart, logits=False)
+    if apart is not None and mask is not None:
+        raise ModelError("packed documents and padding do not go together: give one of the two")
+    run(lm, prepared, prepare, documents=apart, logits=False, extra=padding_keywords(lm, mask, 0))
     return {spec: found[spec] for spec in specs}
 
 
-def _keep(found: dict[str, Tensor], spec: str, x: Tensor) -> None:
-    found.setdefault(spec, x.detach())
+def _owned(x: Tensor) -> Tensor:
+    """`x` without the memory of what it was cut out of."""
+    x = x.detach()
+    return x.clone() if x.untyped_storage().nbytes() > x.numel() * x.element_size() else x
 
 
 def measure_width(lm: LanguageModel, hook: Hook) -> int:

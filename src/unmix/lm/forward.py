@@ -42,7 +42,9 @@ def attach_read(current: Pass, hook: Hook, sink: Callable[[Tensor], None]) -> No
 
     def handler(value: Tensor) -> None:
         part = _part(hook, value)
-        sink(part if hook.base is not None or hook.scale == 1.0 else part * hook.scale)
+        apart = hook.base is not None or (hook.view is not None and hook.view.apart)
+        x = part if apart or hook.scale == 1.0 else part * hook.scale
+        sink(x if hook.view is None else hook.view.show(x))
 
     current.read(hook.read, handler)
 
@@ -50,36 +52,53 @@ def attach_read(current: Pass, hook: Hook, sink: Callable[[Tensor], None]) -> No
 def attach_write(current: Pass, hook: Hook, edit: Edit, mask: Bool[Tensor, "batch pos"] | None = None) -> None:
     """Replace the activation x at `hook` by `edit(x)`; positions where `mask` is False keep their value bit for bit.
 
-    Raises `ModelError` during the pass where the edit returns another shape.
+    The edit may return another dtype, or a tensor on another device. Raises `ModelError` during the pass where it
+    returns another shape.
     """
     before: list[Tensor] = []
-    if hook.base is not None:
+    view = hook.view
+    apart = view is not None and view.apart
+    if apart:
+        current.read(hook.read, before.append)
+    elif hook.base is not None:
         current.read(hook.base, before.append)
 
     def handler(value: Tensor) -> Tensor | None:
         part = _part(hook, value)
         x = part if hook.scale == 1.0 else part * hook.scale
         x = x if hook.base is None else x + before[-1]
-        new = edit(x)
-        if new is x:
+        shown = x if view is None else view.show(before[-1] if apart else x)
+        new = edit(shown)
+        if new is shown:
             return None
-        if new.shape != x.shape:
-            raise ModelError(f"{hook.name}: the edit returned {list(new.shape)}, the activation is {list(x.shape)}")
+        if new.shape != shown.shape:
+            raise ModelError(f"{hook.name}: the edit returned {list(new.shape)}, the activation is {list(shown.shape)}")
+        new = new.to(value.device)
+        new = new if view is None else view.undo(new, x)
         new = new if hook.base is None else new - before[-1]
         new = (new if hook.scale == 1.0 else new / hook.scale).to(value.dtype)
         if mask is not None:
             new = torch.where(mask.unsqueeze(-1), new, part)
-        return new if hook.head is None else put_slice(value, _columns(hook, value), new)
+        if hook.heads_apart and hook.head is None:
+            return new.view(value.shape)
+        if hook.head is None:
+            return new
+        return put_slice(_flat(hook, value), _columns(hook, value), new).view(value.shape)
 
     current.write(hook.write, handler)
 
 
+def _flat(hook: Hook, value: Tensor) -> Tensor:
+    return value.flatten(-2) if hook.heads_apart and value.ndim == 4 else value
+
+
 def _part(hook: Hook, value: Tensor) -> Tensor:
+    value = _flat(hook, value)
     return value if hook.head is None else value[..., _columns(hook, value)]
 
 
 def _columns(hook: Hook, value: Tensor) -> slice:
-    return head_columns(value.shape[-1], hook.head or 0, hook.head_size, hook.name)
+    return head_columns(_flat(hook, value).shape[-1], hook.head or 0, hook.head_size, hook.name)
 
 
 def as_inputs(lm: LanguageModel, inputs: Any, policy: InputPolicy | None = None) -> Any:
@@ -89,7 +108,9 @@ def as_inputs(lm: LanguageModel, inputs: Any, policy: InputPolicy | None = None)
     longer than the model's, and anything that is neither text nor ids.
     """
     if isinstance(inputs, str):
-        return lm.encode_text(inputs, policy).unsqueeze(0).to(lm.device)
+        encoded = lm.encode_text(inputs, policy).unsqueeze(0)
+        _check_length(lm, encoded)
+        return encoded.to(lm.device)
     if not lm.takes_tokens:
         return inputs.to(lm.device) if isinstance(inputs, Tensor) else inputs
     if isinstance(inputs, (np.ndarray, list, tuple)):
@@ -113,6 +134,10 @@ def _check_tokens(lm: LanguageModel, tokens: Tensor) -> None:
         if low < 0 or high >= lm.vocab_size:
             wrong = low if low < 0 else high
             raise ModelError(f"token id {wrong}: {lm.name} has ids 0 to {lm.vocab_size - 1}")
+    _check_length(lm, tokens)
+
+
+def _check_length(lm: LanguageModel, tokens: Tensor) -> None:
     longest = lm.max_context
     if longest is not None and tokens.shape[1] > longest:
         raise ModelError(f"a context of {tokens.shape[1]} tokens: {lm.name} takes at most {longest}")
@@ -141,9 +166,11 @@ def run(
     use_cache: bool = False,
     last_only: bool = False,
     skip: Mapping[str, Tensor] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> tuple[Tensor | None, Any]:
     """Run the model on prepared inputs with the handlers that `prepare` attaches; (logits, cache).
 
+    `extra`: further arguments of the model's own `forward`, those of padded inputs say (see `unmix.lm.padding`).
     `skip`: modules left out by path, and what each gives instead (see `unmix.lm.start`).
 
     `documents` [batch, pos]: tokens attend only inside their own document and positions restart in each. With
@@ -162,6 +189,7 @@ def run(
             keywords["past_key_values"] = cache
         if last_only and "logits_to_keep" in lm.forward_parameters:
             keywords["logits_to_keep"] = 1
+    keywords |= extra or {}
     output: Any = None
     current.skipped = dict(skip or {})
     with current.dispatcher.skipping(list(current.skipped)), current.running():

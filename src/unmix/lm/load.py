@@ -33,10 +33,11 @@ def load_model(
     """A language model, ready to capture from and bind coders into.
 
     `source`: a Hugging Face name (`gpt2`, at `revision`) or folder, a `.gguf` file or a folder holding exactly one,
-    `builtin:smollm2`, or an `nn.Module`. `dtype` default: bfloat16 where the device has it, else float32; `device`
-    default: the CUDA card, else the CPU. A module keeps its dtype, device, mode and gradients unless asked.
-    Models loaded by name are in eval mode with gradients of their weights off. `tokenizer` is an object, or a name
-    or folder to load one from. Code inside a repository runs only with `trust_remote_code`.
+    `builtin:smollm2`, a TransformerLens model (`HookedTransformer`, `TransformerBridge`), or any `nn.Module`. `dtype`
+    default: bfloat16 where the device has it, else float32; `device` default: the CUDA card, else the CPU. A module
+    keeps its dtype, device, mode and gradients unless asked. Models loaded by name are in eval mode with gradients of
+    their weights off. `tokenizer` is an object, or a name or folder to load one from. Code inside a repository runs
+    only with `trust_remote_code`.
 
     Raises `ModelError` (no such name or folder, not a model, corrupt weights), `ServiceError` (the hub does not
     answer), `MachineError` (a package is missing, the cache cannot be written).
@@ -66,6 +67,7 @@ def load_model(
 def _from_module(
     module: nn.Module, dtype: str | torch.dtype | None, device: str | torch.device | None, tokenizer: Any
 ) -> LanguageModel:
+    from unmix.lm.lens import find_lens, lens_name
     from unmix.lm.model import LanguageModel
 
     if device is not None:
@@ -73,7 +75,10 @@ def _from_module(
     if dtype is not None:
         module = module.to(choose_dtype(dtype, choose_device(device)))
     config: Any = getattr(module, "config", None)
-    name = getattr(config, "_name_or_path", None) or type(module).__name__
+    if config is None and find_lens(module) is not None:
+        name = lens_name(module)
+    else:
+        name = getattr(config, "_name_or_path", None) or type(module).__name__
     own = getattr(module, "tokenizer", None)
     return LanguageModel(module, str(name), tokenizer if tokenizer is not None else own)
 

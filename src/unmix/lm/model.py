@@ -14,23 +14,28 @@ from torch import Tensor, nn
 from unmix.core.errors import ModelError
 from unmix.core.policy import InputPolicy, ModelFingerprint
 from unmix.lm import tokens as text
+from unmix.lm.binding import Bindable, gather, make_bindings
 from unmix.lm.bound import BoundModel
 from unmix.lm.capture import capture, measure_width
 from unmix.lm.fingerprint import fingerprint
 from unmix.lm.forward import Edit, RunOutput, as_inputs, attach_read, attach_write, forward_parameters, run
 from unmix.lm.hooks import HookNames
-from unmix.lm.intervene import Intervention
+from unmix.lm.interventions.acts import Intervention
+from unmix.lm.interventions.distribution import named_distributions
+from unmix.lm.interventions.places import Range
+from unmix.lm.lens import LensPoints, find_lens, lens_fingerprint, lens_logits
 from unmix.lm.packing import Method, find_method
-from unmix.lm.points import Hook, Points, find_arch
+from unmix.lm.padding import past_padding
+from unmix.lm.points import Hook, Points, PointTable, find_arch
 from unmix.lm.sites import Pass
-from unmix.lm.splice import Coder, ErrorMode, make_bindings, name_coders
+from unmix.lm.splice import ErrorMode
 
 
 class LanguageModel:
-    """A Hugging Face language model, or any `nn.Module`, with names for the places inside it.
+    """A language model of Hugging Face or TransformerLens, or any `nn.Module`, with names for the places inside it.
 
-    A module without a Hugging Face config has module-path hooks only, takes whatever its `forward` takes, and has
-    `d_model`, `n_layers` and `vocab_size` 0.
+    Any other module has module-path hooks only, takes whatever its `forward` takes, and has `d_model`, `n_layers` and
+    `vocab_size` 0.
     """
 
     def __init__(self, model: nn.Module, name: str, tokenizer: Any = None) -> None:
@@ -38,7 +43,12 @@ class LanguageModel:
         self.name = name
         self._tokenizer = tokenizer
         self._arch = find_arch(model)
-        self._points = None if self._arch is None else Points(model, self._arch)
+        self._lens = find_lens(model) if self._arch is None else None
+        self._points: PointTable | None = None
+        if self._arch is not None:
+            self._points = Points(model, self._arch)
+        elif self._lens is not None:
+            self._points = LensPoints(self._lens)
         self.names = HookNames(model, self._points)
         self.forward_parameters = forward_parameters(model)
         self._widths: dict[str, int] = {}
@@ -58,7 +68,7 @@ class LanguageModel:
     @property
     def takes_tokens(self) -> bool:
         """Whether inputs are token ids (else whatever the module's own `forward` takes)."""
-        return self._arch is not None or self._tokenizer is not None
+        return self._points is not None or self._tokenizer is not None
 
     @property
     def tokenizer(self) -> Any:
@@ -85,16 +95,20 @@ class LanguageModel:
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
+        if self._lens is not None:
+            return int(self._lens.cfg.d_model)
         return 0 if self._arch is None else self._arch.d_model
 
     @property
     def n_layers(self) -> int:
         """Number of blocks."""
-        return 0 if self._arch is None else self._arch.n_layers
+        return 0 if self._points is None else self._points.n_layers
 
     @cached_property
     def vocab_size(self) -> int:
         """Rows of the embedding; can exceed the tokenizer's length by padding rows."""
+        if self._lens is not None:
+            return int(self._lens.cfg.d_vocab)
         if self._arch is None:
             return 0 if self._tokenizer is None else len(self._tokenizer)
         weight = getattr(self._arch.embed, "weight", None)
@@ -103,8 +117,8 @@ class LanguageModel:
     @property
     def max_context(self) -> int | None:
         """Longest context in tokens that the model says it takes; `None` where it says nothing."""
-        config: Any = getattr(self.model, "config", None)
-        found = getattr(config, "max_position_embeddings", None)
+        config: Any = getattr(self.model, "cfg" if self._lens is not None else "config", None)
+        found = getattr(config, "max_position_embeddings", getattr(config, "n_ctx", None))
         return int(found) if isinstance(found, int) and found > 0 else None
 
     @property
@@ -130,7 +144,9 @@ class LanguageModel:
 
     @cached_property
     def fingerprint(self) -> ModelFingerprint:
-        """Name, family, sizes and a hash of the weights."""
+        """Name, family, sizes and a hash of the weights, but for TransformerLens', which may have been folded."""
+        if self._lens is not None:
+            return lens_fingerprint(self._lens, self.name)
         return fingerprint(self.model, self.name, self.n_layers, self.d_model, self.vocab_size)
 
     # hooks -----------------------------------------------------------------------------------------------------
@@ -153,7 +169,7 @@ class LanguageModel:
     @property
     def last_hook(self) -> str:
         """The stream after the last block: what `unembed` takes."""
-        if self._arch is None:
+        if self._points is None:
             raise ModelError(f"{self.name} has no blocks")
         return f"blocks.{self.n_layers - 1}.resid_post"
 
@@ -185,6 +201,9 @@ class LanguageModel:
         policy: InputPolicy | None = None,
         positions: Tensor | Sequence[int] | None = None,
         documents: Any = None,
+        attention_mask: Any = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
     ) -> dict[str, Tensor]:
         """Activations at several hooks in one pass: {name as given: [batch, pos, d]}, without gradients.
 
@@ -192,9 +211,11 @@ class LanguageModel:
         token ids [pos] or [batch, pos]. `positions`: places [n] → [batch, n, d], or a bool mask [batch, pos] →
         [kept, d]. `documents` [batch, pos]: ids of packed documents; where `policy` is absent or keeps them apart
         (`attend_across: false`), tokens attend only inside their own and positions restart in each.
-        Values are in the model's dtype. Raises `ModelError`: unknown hooks or inputs that do not fit.
+        `attention_mask` [batch, pos] is 0 on padding, left or right; what stands there means nothing.
+        Values are in the model's dtype and on its device unless `dtype` or `device` say otherwise. Raises `ModelError`:
+        unknown hooks or inputs that do not fit.
         """
-        return capture(self, inputs, hooks, policy, positions, documents)
+        return capture(self, inputs, hooks, policy, positions, documents, attention_mask, dtype, device)
 
     @torch.no_grad()
     def logits(self, tokens: Int[Tensor, "batch pos"], documents: Any = None) -> Float[Tensor, "batch pos vocab"]:
@@ -213,6 +234,9 @@ class LanguageModel:
         *,
         logits: bool = True,
         skip: Mapping[str, Tensor] | None = None,
+        attention_mask: Any = None,
+        cache: Any = None,
+        use_cache: bool = False,
     ) -> RunOutput:
         """One pass with activations replaced: the low-level splice. Gradients follow the caller's grad mode.
 
@@ -220,7 +244,11 @@ class LanguageModel:
         dtype). A hook in `capture` gives the activation as it flows on, after edits. With `logits=False` the pass
         ends after the last hook; `run(..., capture=[lm.last_hook], logits=False)` with `unembed` on slices avoids
         holding [batch, pos, vocab] whole. `skip`: what `unmix.lm.start` gives for a pass that starts in the middle.
+        `use_cache` gives keys and values in `.cache`; handed on as `cache`, the next pass takes only the tokens after
+        them. `attention_mask` [batch, pos so far] is 0 on padding, left or right.
         """
+        if use_cache and not logits:
+            raise ModelError("a pass that ends early leaves no whole cache: use_cache needs logits=True")
         edited: dict[Hook, Edit] = {}
         for spec, edit in (edits or {}).items():
             if (hook := self.hook(spec)) in edited:
@@ -235,8 +263,13 @@ class LanguageModel:
             for spec, hook in wanted.items():
                 attach_read(current, hook, lambda x, spec=spec: activations.__setitem__(spec, x))
 
-        found, _ = run(self, as_inputs(self, inputs), prepare, documents=documents, logits=logits, skip=skip)
-        return RunOutput(found, activations)
+        prepared = as_inputs(self, inputs)
+        extra = past_padding(self, prepared, attention_mask, cache)
+        found, held = run(
+            self, prepared, prepare, documents=documents, logits=logits, skip=skip, cache=cache, use_cache=use_cache,
+            extra=extra,
+        )  # fmt: skip
+        return RunOutput(found, activations, held if use_cache else None)
 
     def spliced_logits(
         self, tokens: Int[Tensor, "batch pos"], edits: Mapping[str, Edit], documents: Any = None
@@ -249,42 +282,91 @@ class LanguageModel:
 
     def unembed(self, x: Float[Tensor, "*leading d"]) -> Float[Tensor, "*leading vocab"]:
         """Logits of the stream after the last block: final norm, head, and the family's scale and soft cap."""
+        if self._lens is not None:
+            return lens_logits(self._lens, x.to(self.dtype))
         arch = self._require_arch()
-        norm = None if self._points is None else self._points.last_norm
-        x = x.to(self.dtype)
-        x = x if norm is None else norm(x)
-        project: Callable[[Tensor], Tensor] | None = getattr(arch.trunk, "project_out", None)
-        x = x if project is None else project(x)
-        logits = arch.lm_head(x)
+        logits = arch.lm_head(self.before_head(x))
         scale, cap = arch.quirks.logit_multiplier, arch.quirks.final_logit_softcapping
         logits = logits if scale is None else logits * scale
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
+    def before_head(self, x: Float[Tensor, "*leading d"]) -> Float[Tensor, "*leading d_head"]:
+        """What the head's product reads for the stream after the last block: the final norm's output."""
+        norm = self._points.last_norm if isinstance(self._points, Points) else None
+        x = x.to(self.dtype)
+        x = x if norm is None else norm(x)
+        project: Callable[[Tensor], Tensor] | None = getattr(self._require_arch().trunk, "project_out", None)
+        return x if project is None else project(x)
+
+    @property
+    def plain_head(self) -> nn.Linear | None:
+        """The head, where logits are its product and nothing follows: neither a scale nor a soft cap."""
+        arch = self._require_arch()
+        follows = (arch.quirks.logit_multiplier, arch.quirks.final_logit_softcapping)
+        return arch.lm_head if type(arch.lm_head) is nn.Linear and follows == (None, None) else None
+
     def ends_in_stream(self, writes: Sequence[str]) -> bool:
         """Whether `unembed` of the stream after the last block gives the logits, where hooks `writes` are replaced."""
         inside = all(name == "embeddings" or name.startswith("blocks.") for name in writes)
-        return self.is_transformers and inside
+        return self._points is not None and inside
+
+    @property
+    def points(self) -> Points:
+        """Where the model keeps its blocks, norms and projections; `ModelError` where that is not known."""
+        self._require_arch()
+        assert isinstance(self._points, Points)
+        return self._points
 
     @property
     def unembedding(self) -> Float[Tensor, "vocab d"]:
         """The head's weight."""
+        if self._lens is not None:
+            return self._lens.W_U.detach().T
         return self._require_arch().lm_head.get_parameter("weight").detach()
+
+    @property
+    def unembedding_bias(self) -> Float[Tensor, " vocab"] | None:
+        """The head's bias, where it has one."""
+        if self._lens is not None:
+            return self._lens.b_U.detach()
+        bias = getattr(self._require_arch().lm_head, "bias", None)
+        return None if bias is None else bias.detach()
+
+    @property
+    def logit_scale(self) -> float:
+        """What the head's output is multiplied by, before any soft cap."""
+        scale = self._require_arch().quirks.logit_multiplier
+        return 1.0 if scale is None else float(scale)
 
     @contextmanager
     def bind(
         self,
-        coders: Coder | Mapping[str, Coder] | Sequence[Coder],
+        coders: Bindable = (),
         error: ErrorMode = "drop",
         interventions: Sequence[Intervention] = (),
+        *,
+        where: Range = "all",
+        distributions: Any = None,
+        policy: InputPolicy | None = None,
     ) -> Generator[BoundModel]:
         """Coders in place of the activations they read and write, for every call of the model this gives.
 
-        `error="drop"`: reconstructions replace activations. `"keep"`: the error of the reconstruction is added back
-        as a constant, so that only interventions change anything. `interventions` hold for every pass inside.
+        `coders`: one, several, {name: coder}, or a `CoderSet`, whose coders write as one; none, where interventions are
+        vectors alone. `error="drop"`: reconstructions replace activations. `"keep"`: the error of the reconstruction is
+        added back as a constant, so that only interventions change anything. `interventions` hold for every pass
+        inside. `where="prompt"` splices at positions of the prompt only ("generated" and given ones likewise); those
+        that a coder's policy masks are left alone in any case. `distributions` (a coder's index, what `measure_latents` gives,
+        or {name: either}) tells how strongly latents fire, for quantiles and means. `policy` takes the place of the
+        coders' own: how text is fed, and which positions pass by untouched.
         Other bindings, nested or in other threads, are not disturbed. Raises `ModelError` before anything runs
-        where a coder does not fit.
+        where a coder or an intervention does not fit.
         """
-        bound = BoundModel(self, make_bindings(self, name_coders(coders)), error, interventions)
+        found = gather(coders)
+        if not found.coders and not interventions:
+            raise ModelError("there is no coder to bind")
+        bindings = make_bindings(self, found.coders, found.together)
+        known = named_distributions(distributions, list(found.coders))
+        bound = BoundModel(self, bindings, error, interventions, where, known, policy)
         try:
             yield bound
         finally:

@@ -4,29 +4,36 @@ End-to-end training, evaluation, binding and interventions all come through here
 to the codes, the coder's weights and every coder that ran earlier in the pass.
 
 `error="drop"`: the reconstruction takes the activation's place.
-`error="keep"`: the reconstruction plus the error it makes, x − x̂, as a constant. Values stay what they were (to
-rounding) until an intervention moves a latent; gradients still flow through the latents, and *only* through them:
-the error is detached, and so is nothing else.
+`error="keep"`: the reconstruction plus the error it makes, x − x̂, as a constant. Values stay exactly what they were
+until an intervention moves a latent; gradients still flow through the latents, and *only* through them: the error is
+detached, and so is nothing else.
+
+Coders of one `CoderSet` write as one: the value of a hook is the sum of what they write there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from unmix.coder.codes import Codes
-from unmix.core.errors import ModelError
+from unmix.core.errors import ConfigError, ModelError
+from unmix.lm.binding import Binding, Coder, check_fingerprint, make_bindings, name_coders, too_early
 from unmix.lm.forward import attach_read, attach_write
-from unmix.lm.intervene import Intervention, Span, apply_all
+from unmix.lm.interventions.changes import Change, apply_changes
+from unmix.lm.interventions.places import Fired, Fires, Span, rows_firing
 from unmix.lm.points import Hook
-from unmix.lm.sites import Pass, Site
+from unmix.lm.sites import Pass
 
-if TYPE_CHECKING:
-    from unmix.lm.model import LanguageModel
+__all__ = [
+    "Binding", "Coder", "ErrorMode", "SplicedPass", "attach_together", "check_fingerprint", "error_mode",
+    "make_bindings", "name_coders",
+]  # fmt: skip
 
 ErrorMode = Literal["drop", "keep"]
 
@@ -38,161 +45,148 @@ def error_mode(value: str) -> ErrorMode:
     raise ModelError(f"error is {value!r}; allowed: drop, keep")
 
 
-@runtime_checkable
-class Coder(Protocol):
-    """What the splice needs of a coder: `SparseCoder` and everything shaped like it."""
-
-    @property
-    def config(self) -> Any:
-        """A `CoderConfig`: name, reads, writes, d_in, width_out, n_latents, input_policy, model."""
-        ...
-
-    def encode(self, x: Tensor) -> Codes:
-        """Codes of `x` [..., d_in]."""
-        ...
-
-    def decode(self, codes: Codes) -> Tensor:
-        """The output [..., d_out]."""
-        ...
-
-
-@dataclass(frozen=True)
-class Binding:
-    """A coder with its hooks resolved on one model."""
-
-    name: str
-    coder: Coder
-    reads: tuple[Hook, ...]
-    writes: tuple[Hook, ...]
-    widths: tuple[int, ...]
-    """Widths of the writes."""
-
-
 @dataclass
 class SplicedPass:
-    """What one pass does with one binding: gathers the reads, runs the coder once, hands out the parts."""
+    """What one pass does with one binding: gathers the reads, runs the coder once, hands out the parts.
+
+    Where a module runs twice in a pass, so does the coder; `codes` are then those of the last time.
+    """
 
     binding: Binding
     error: ErrorMode
-    acts: tuple[Intervention, ...]
+    changes: tuple[Change, ...]
     batch: int
     span: Span
+    """`length` 0: of a module that takes no tokens; each position is then a row of what reaches the coder."""
+    fired: Fired | None = None
+    """Answers for other coders of the pass."""
+    mask: Bool[Tensor, "batch pos"] | None = None
     received: dict[str, Tensor] = field(default_factory=lambda: {})
     codes: Codes | None = None
-    parts: tuple[list[Tensor], list[Tensor]] | None = None
+    _clean: Codes | None = None
+    _parts: tuple[list[Tensor], list[Tensor]] | None = None
 
     def attach(self, current: Pass, mask: Tensor | None) -> None:
         """Put the handlers in place; positions where `mask` is False pass through untouched."""
-        written = {hook.name for hook in self.binding.writes}
-        for hook in self.binding.reads:
-            if hook.name not in written:
-                attach_read(current, hook, lambda x, name=hook.name: self._receive(name, x))
-        for index, hook in enumerate(self.binding.writes):
-            attach_write(current, hook, lambda x, i=index: self._replace(i, x), mask)
+        attach_together(current, [self], mask)
 
-    def _receive(self, name: str, x: Tensor) -> None:
-        self.received[name] = x
+    def receive(self, hook: Hook, x: Tensor) -> None:
+        """One of the reads has run."""
+        self._check_shape(hook, x)
+        self.received[hook.name] = x
+        self._clean = self._parts = None
 
-    def _replace(self, index: int, x: Tensor) -> Tensor:
-        hook = self.binding.writes[index]
-        if any(hook.name == read.name for read in self.binding.reads):
-            self._receive(hook.name, x)
-        if self.parts is None:
-            self.parts = self._run(hook)
-        output, clean = self.parts[0][index], self.parts[1][index]
-        if self.error == "drop":
-            return output
-        return output + (x.to(output.dtype) - clean).detach()
+    @property
+    def unchanged(self) -> bool:
+        """Whether no intervention moved a latent this time."""
+        return self.codes is self._clean
 
-    def _run(self, hook: Hook) -> tuple[list[Tensor], list[Tensor]]:
-        """The coder's output after and before interventions, cut by write hook."""
+    def ensure(self, hook: Hook) -> None:
+        """Encode, if that has not happened since the last read; `ModelError` where a read is still missing."""
+        if self._clean is not None:
+            return
         missing = [read.name for read in self.binding.reads if read.name not in self.received]
         if missing:
-            raise ModelError(
-                f"coder {self.binding.name!r} writes {hook.name} before the model has reached {', '.join(missing)}, "
-                "which it reads; one forward pass cannot splice it"
-            )
-        coder = self.binding.coder
-        x = torch.cat([self.received[read.name] for read in self.binding.reads], dim=-1)
-        codes = coder.encode(x)
-        self.codes = apply_all(codes, self.acts, self.batch, self.span)
-        output = list(coder.decode(self.codes).split(self.binding.widths, dim=-1))
-        if self.error == "drop" or self.codes is codes:
+            raise ModelError(too_early(self.binding.name, hook.name, missing))
+        parts = [self.received[read.name] for read in self.binding.reads]
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        self._clean = self.binding.coder.encode(x.to(getattr(self.binding.coder, "device", x.device)))
+        batch, span = self.batch, self.span
+        if not span.length:
+            *outer, length = self._clean.leading
+            batch, span = int(torch.Size(outer).numel()), Span(0, length, length)
+        self.codes = apply_changes(self._clean, self.changes, batch, span, self.fired)
+
+    def outputs(self, index: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The part of write `index` after and before interventions."""
+        if self._parts is None:
+            self._parts = self._decode()
+        return self._parts[0][index].to(device), self._parts[1][index].to(device)
+
+    def rows_firing(self, asked: Fires) -> Bool[Tensor, " rows"]:
+        """Where a latent fires, after interventions, at positions that the coder's policy does not mask."""
+        if self.codes is None:
+            raise ModelError(f"{asked}: coder {self.binding.name!r} has not run yet at that point of the pass")
+        rows = rows_firing(self.codes, asked.latent, asked.above)
+        return rows if self.mask is None else rows & self.mask.reshape(-1).to(rows.device)
+
+    def _decode(self) -> tuple[list[Tensor], list[Tensor]]:
+        if self.codes is None or self._clean is None:
+            raise ModelError(f"coder {self.binding.name!r} has not run yet")
+        decode, widths = self.binding.coder.decode, self.binding.widths
+        output = list(decode(self.codes).split(widths, dim=-1))
+        if self.error == "drop" or self.unchanged:
             return output, output
         with torch.no_grad():
-            return output, list(coder.decode(codes).split(self.binding.widths, dim=-1))
+            return output, list(decode(self._clean).split(widths, dim=-1))
 
-
-def name_coders(coders: Coder | Mapping[str, Coder] | Sequence[Coder]) -> dict[str, Coder]:
-    """Coders by name: a mapping's keys, else each coder's own. `ModelError` for two of one name or for none."""
-    if isinstance(coders, Mapping):
-        named = dict(coders)
-    else:
-        listed: list[Coder] = [coders] if isinstance(coders, Coder) else list(coders)
-        named = {coder.config.name: coder for coder in listed}
-        if len(named) < len(listed):
-            names = ", ".join(coder.config.name for coder in listed)
-            raise ModelError(f"two coders have one name ({names}); bind a mapping {{name: coder}}")
-    if not named:
-        raise ModelError("there is no coder to bind")
-    return named
-
-
-def make_bindings(lm: LanguageModel, coders: Mapping[str, Coder]) -> list[Binding]:
-    """Each coder on its hooks of `lm`, checked before anything runs.
-
-    Raises `ModelError`: a hook this model lacks, widths that do not fit, a fingerprint of another architecture,
-    two coders that write one place, a coder on another device.
-    """
-    bindings = [_make_binding(lm, name, coder) for name, coder in coders.items()]
-    taken: dict[tuple[Site, int | None], str] = {}
-    for binding in bindings:
-        for hook in binding.writes:
-            for (site, head), other in taken.items():
-                if site == hook.write and (head is None or hook.head is None or head == hook.head):
-                    raise ModelError(f"coders {other!r} and {binding.name!r} both write {hook.name}")
-            taken[hook.write, hook.head] = binding.name
-    return bindings
-
-
-def _make_binding(lm: LanguageModel, name: str, coder: Coder) -> Binding:
-    config = coder.config
-    check_fingerprint(lm, name, coder)
-    reads = tuple(lm.hook(spec) for spec in config.reads)
-    writes = tuple(lm.hook(spec) for spec in config.writes)
-    read_widths = [lm.width(hook.name) for hook in reads]
-    widths = tuple(lm.width(hook.name) for hook in writes)
-    for verb, hooks, found, expected in (
-        ("reads", reads, read_widths, config.d_in), ("writes", writes, list(widths), config.width_out),
-    ):  # fmt: skip
-        if sum(found) != expected:
-            places = " + ".join(hook.name for hook in hooks)
+    def _check_shape(self, hook: Hook, x: Tensor) -> None:
+        if self.span.length and tuple(x.shape[:-1]) != (self.batch, self.span.length):
             raise ModelError(
-                f"coder {name!r} {verb} {expected} values at {places}, which is {' + '.join(map(str, found))} wide "
-                f"in {lm.name}"
+                f"{hook.name}: fired with {list(x.shape)} in a pass of [{self.batch}, {self.span.length}] tokens; "
+                f"coder {self.binding.name!r} needs one row a token"
             )
-    device = getattr(coder, "device", lm.device)
-    if device != lm.device:
-        raise ModelError(f"coder {name!r} is on {device}, the model on {lm.device}: move one of them")
-    return Binding(name, coder, reads, writes, widths)
 
 
-def check_fingerprint(lm: LanguageModel, name: str, coder: Coder) -> None:
-    """`ModelError` where the coder was made for another architecture; a warning for another model of the same one."""
-    from unmix.core.progress import log
+def attach_together(current: Pass, members: Sequence[SplicedPass], mask: Tensor | None) -> None:
+    """Put coders in place whose writes add up; positions where `mask` is False pass through untouched."""
+    written = {hook.name: hook for member in members for hook in member.binding.writes}
+    for member in members:
+        member.mask = mask
+        for hook in member.binding.reads:
+            if hook.name not in written:
+                attach_read(current, hook, _receiver([member], hook))
+    for name, hook in written.items():
+        readers = [member for member in members if any(read.name == name for read in member.binding.reads)]
+        parts = [
+            (member, i) for member in members for i, write in enumerate(member.binding.writes) if write.name == name
+        ]
+        attach_write(current, hook, _replacer(hook, _receiver(readers, hook), parts), mask)
 
-    made_for = coder.config.model
-    if made_for is None:
-        return
-    here = lm.fingerprint
-    for part in ("family", "n_layers", "d_model", "vocab_size"):
-        expected, found = getattr(made_for, part), getattr(here, part)
-        if expected is not None and expected != found:
-            raise ModelError(
-                f"coder {name!r} was trained on {made_for.name} ({part} {expected}); {here.name} has {part} {found}"
-            )
-    hashes = (made_for.weights_hash, here.weights_hash)
-    if None not in hashes and hashes[0] != hashes[1]:
-        log.warning("coder %r was trained on %s; %s has other weights", name, made_for.name, here.name)
-    elif not made_for.same_name(here.name) and None in hashes:
-        log.warning("coder %r was trained on %s; this model is %s", name, made_for.name, here.name)
+
+def _receiver(members: Sequence[SplicedPass], hook: Hook) -> Callable[[Tensor], None]:
+    def receive(x: Tensor) -> None:
+        for member in members:
+            member.receive(hook, x)
+
+    return receive
+
+
+def _replacer(
+    hook: Hook, receive: Callable[[Tensor], None], parts: Sequence[tuple[SplicedPass, int]]
+) -> Callable[[Tensor], Tensor]:
+    keep = parts[0][0].error == "keep"
+
+    def replace(x: Tensor) -> Tensor:
+        receive(x)
+        for member, _ in parts:
+            member.ensure(hook)
+        if keep and not torch.is_grad_enabled() and all(member.unchanged for member, _ in parts):
+            return x
+        found = [member.outputs(index, x.device) for member, index in parts]
+        output = _sum([after for after, _ in found])
+        if not keep:
+            return output
+        # x − x̂ would be rounded in the coder's dtype; so the difference that interventions make is added to x.
+        return x.detach() + (output - _sum([before for _, before in found]).detach())
+
+    return replace
+
+
+def _sum(parts: Sequence[Any]) -> Tensor:
+    total: Tensor = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def answering(passes: Sequence[SplicedPass]) -> Fired:
+    """Answers `Fires` that name their coder, from the codes of this pass so far."""
+    by_name = {part.binding.name: part for part in passes}
+
+    def fired(asked: Fires) -> Tensor:
+        if asked.coder not in by_name:
+            raise ConfigError(f"{asked}: no such coder is bound; bound: {', '.join(by_name)}")
+        return by_name[asked.coder].rows_firing(asked)
+
+    return fired

@@ -67,4 +67,4 @@ def _width(config: RunConfig) -> int:
         for name in ("hidden_size", "n_embd", "d_model"):
             if isinstance(facts.get(name), int):
                 return facts[name]
-    raise ConfigError(f"plan: how wide the hooks of {config.model.name} are is said nowhere; give --width")
+    raise ConfigError(f"plan: nothing here says how wide the hooks of {config.model.name} are; give --width")

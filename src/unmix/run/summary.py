@@ -36,6 +36,8 @@ def print_summary(context: RunContext, walked: Walk) -> None:
     if context.evaluation_file.is_file():
         found = context.evaluation()
         console.print(coders_table(found["coders"]) if "coders" in found else evaluation_table(found))
+    elif "train" in (*walked.seconds, *walked.skipped) and (table := training_table(context)).row_count:
+        console.print(table)
     if context.ledger_file.is_file():
         from unmix.run.explaining import SHOWN_FIGURES, summary_rows
 
@@ -91,6 +93,25 @@ def coders_table(evaluations: dict[str, dict[str, Any]]) -> Table:
     for name, evaluation in evaluations.items():
         values = [evaluation["metrics"].get(key, {}).get("value") for key in shown]
         table.add_row(name, *("" if v is None else forms[key].format(v) for key, v in zip(shown, values, strict=True)))
+    return table
+
+
+def training_table(context: RunContext) -> Table:
+    """The last figures of training, of each coder that has them."""
+    from unmix.run.training import metrics_file
+    from unmix.train.curves import read_metrics
+
+    table = Table(title="\nthe end of training, on training text", title_justify="left", box=None, pad_edge=False)
+    table.add_column("coder")
+    for name in ("FVU", "L0", "dead latents"):
+        table.add_column(name, justify="right")
+    for name in context.members:
+        if name in context.retired:
+            continue
+        records = [record for record in read_metrics(metrics_file(context, name)) if "fvu" in record]
+        if records:
+            last = records[-1]
+            table.add_row(name, f"{last['fvu']:.3f}", f"{last['l0']:.1f}", f"{last['dead']:,.0f}")
     return table
 
 

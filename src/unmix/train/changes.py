@@ -10,6 +10,8 @@ from typing import Any, cast
 from unmix.core.atomic import write_json
 from unmix.core.errors import CorruptError, ResumeError
 
+NOTE = ".coder.training."
+
 
 def claim(folder: Path, file: str, fields: Mapping[str, Any]) -> None:
     """Note in `folder/file` what the work there is made from; `ResumeError` names what an older note says otherwise.
@@ -37,7 +39,15 @@ def claim(folder: Path, file: str, fields: Mapping[str, Any]) -> None:
 
 def changed_fields(before: Mapping[str, Any], now: Mapping[str, Any], shown: int = 6) -> str:
     """`model.layers: 4 → 6; seed: 0 → 1`: the fields in which two trees differ; empty where they are equal."""
-    parts = [f"{name}: {_short(old)} → {_short(new)}" for name, old, new in _differences(before, now, "")]
+    found = _differences(before, now, "")
+    facts = [(name.rpartition(".")[2], _short(old), _short(new)) for name, old, new in found]
+    # A coder's config notes the settings of its training beside them: one change, told once.
+    told = {fact for (name, *_), fact in zip(found, facts, strict=True) if NOTE not in name}
+    parts = [
+        f"{name}: {fact[1]} → {fact[2]}"
+        for (name, *_), fact in zip(found, facts, strict=True)
+        if NOTE not in name or fact not in told
+    ]
     return "; ".join(parts[:shown] + ([f"and {len(parts) - shown} more"] if len(parts) > shown else []))
 
 

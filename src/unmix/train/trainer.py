@@ -113,6 +113,8 @@ class GroupTrainer:
                 warn_of_outliers(name, source, job.config.init_rows)
             else:
                 learners[name] = Learner.resumed(found[name], job.config, terms, self.steps)
+        if found is not None and learners:
+            log.info("train: goes on behind step %d of %d", next(iter(learners.values())).state.step, self.steps)
         return learners
 
     @property

@@ -122,9 +122,9 @@ def warn_of_outliers(name: str, source: ActivationSource, rows: int) -> None:
     share = float(spread.topk(few).values.sum() / spread.sum().clamp_min(1e-300))
     if share > 0.5:
         log.warning(
-            "%s: %d of %d rows hold %.0f %% of the variance, so the coder would learn little else. They are mostly "
-            "positions of massive activations: mask them with --data.policy.skip_first or skip_ids",
-            name, few, x.shape[0], 100 * share,
+            "%s: %d of the first %d rows hold%s %.0f %% of the variance, so the coder would learn little else. "
+            "They are mostly positions of massive activations: mask them with --data.policy.skip_first or skip_ids",
+            name, few, x.shape[0], "s" if few == 1 else "", 100 * share,
         )  # fmt: skip
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tests.lm.fakes import EVERYWHERE
-from tests.lm.families import raw_model
 from torch import nn
 
+from lm.fakes import EVERYWHERE
+from lm.families import raw_model
 from unmix.coder.coder_set import CoderSet
 from unmix.coder.config import Activation, CoderConfig, TopK
 from unmix.coder.sparse_coder import SparseCoder

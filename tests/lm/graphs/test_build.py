@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.lm.families import some_tokens, tiny
-from tests.lm.graphs.parts import linear_model, transcoder, without_biases
 
+from lm.families import some_tokens, tiny
+from lm.graphs.parts import linear_model, transcoder, without_biases
 from unmix.core.errors import ConfigError, CorruptError, FormatError, ModelError
 from unmix.lm.graphs import AttributionGraph, Edge, LocalReplacement, Node, attribution_graph
-from unmix.lm.graphs.graph import influences, normalised
 from unmix.lm.graphs.heads import attention_causes, heads, patterns
-from unmix.lm.graphs.measure import measured, target_of
+from unmix.lm.graphs.measure import _copies, measured, target_of
 
 TOKENS = some_tokens(1, 9)[0]
 CODERS = [transcoder(layer) for layer in range(3)]
@@ -38,7 +37,11 @@ def test_a_whole_graph_holds_every_effect(whole: AttributionGraph) -> None:
 
 def test_influence_is_what_the_finished_matrix_says(whole: AttributionGraph) -> None:
     weight = np.array([node.probability for node in whole.nodes])
-    expected = influences(normalised(whole.matrix()), weight) / weight.sum()
+    sizes = np.abs(whole.matrix())
+    total = sizes.sum(1, keepdims=True)
+    shares = np.divide(sizes, total, out=np.zeros_like(sizes), where=total > 0)
+    # w(S + S² + …)
+    expected = (weight @ np.linalg.inv(np.eye(len(weight)) - shares) - weight) / weight.sum()
     found = np.array([node.influence for node in whole.nodes])
     inner = np.array([node.kind != "logit" for node in whole.nodes])
     np.testing.assert_allclose(found[inner], expected[inner], rtol=0.01, atol=1e-4)
@@ -106,6 +109,18 @@ def test_pruning_keeps_the_shares_asked_for_and_the_ends() -> None:
             graph.prune(bad)
 
 
+def test_a_long_prompts_graph_needs_no_matrix_of_its_nodes() -> None:
+    # 60,000 errors on one logit: a matrix of them would be 29 GB.
+    count = 60_000
+    nodes = (Node("logit", 2, 0, 8, probability=1.0), *(Node("error", 0, i, -1) for i in range(count)))
+    edges = tuple(Edge(i + 1, 0, 1.0 if i < 10 else 1e-6) for i in range(count))
+    graph = AttributionGraph("a", ("a",) * count, "m", 2, nodes, edges)
+    assert graph.scores() == pytest.approx({"replacement": 0.0, "completeness": 0.5})
+    small = graph.prune(0.9, 1.0)
+    assert len(small.nodes) == 11
+    assert {edge.target for edge in small.edges} == {0}
+
+
 def test_a_graph_survives_its_file(tmp_path: Path, whole: AttributionGraph) -> None:
     graph = replace(whole.prune(), notes={"made": "here"}).labelled({("l1", whole.nodes[0].latent): "greetings"})
     graph.save(tmp_path / "g.json")
@@ -125,6 +140,19 @@ def test_the_file_has_the_fields_that_other_tools_read(tmp_path: Path) -> None:
     assert (logit["node_id"], logit["layer"], logit["clerp"]) == ("3_8_0", "3", 'Output "b" (p=0.500)')
     assert logit["is_target_logit"]
     assert tree["links"][0] == {"source": "E_4_0", "target": "1_3_0", "weight": 3.0}
+
+
+def test_two_coders_of_one_layer_stay_apart_in_a_file(tmp_path: Path) -> None:
+    nodes = (
+        Node("latent", 1, 0, 3, "a", "x", 2.0),
+        Node("latent", 1, 0, 3, "b_c", "x", 3.0),
+        Node("logit", 2, 0, 8, token="y", probability=0.5),
+    )
+    graph = AttributionGraph("x", ("x",), "m", 2, nodes, (Edge(0, 2, 3.0), Edge(1, 2, -1.0)))
+    graph.save(tmp_path / "g.json")
+    assert AttributionGraph.open(tmp_path / "g.json") == graph
+    with pytest.raises(FormatError, match="two nodes '1_3_0_b_c'"):
+        replace(graph, nodes=(*nodes, nodes[1])).save(tmp_path / "h.json")
 
 
 def test_a_file_of_another_tool_is_read(tmp_path: Path) -> None:
@@ -182,6 +210,33 @@ def test_edges_measured_in_a_linear_model_are_their_weights() -> None:
     assert len(found.edges) > 20
     for edge in found.edges:
         assert edge.measured == pytest.approx(edge.weight, rel=1e-3, abs=1e-5)
+
+
+def test_a_linear_skip_is_part_of_what_is_measured() -> None:
+    lm, coders = linear_model(), [transcoder(layer, skip=True) for layer in range(3)]
+    graph = attribution_graph(lm, coders, TOKENS, max_latents=30).prune(0.9, 0.9)
+    for edge in measured(graph, LocalReplacement(lm, coders, TOKENS)).edges:
+        assert edge.measured == pytest.approx(edge.weight, rel=1e-3, abs=1e-5)
+
+
+def test_measuring_takes_no_more_copies_than_the_memory_holds() -> None:
+    lm = tiny("llama")
+    graph = attribution_graph(lm, CODERS, TOKENS, max_latents=8).prune(0.9, 0.9)
+    found = [measured(graph, LocalReplacement(lm, CODERS, TOKENS, memory)) for memory in (1 << 30, 1)]
+    assert [_copies(LocalReplacement(lm, CODERS, TOKENS, memory), 4) for memory in (1 << 30, 1)] == [16, 1]
+    for one, other in zip(found[0].edges, found[1].edges, strict=True):
+        assert one.measured == pytest.approx(other.measured, rel=1e-3, abs=1e-5)
+
+
+def test_a_heads_bias_is_in_the_logits_value() -> None:
+    lm = tiny("phi")
+    logits = lm.logits(TOKENS.unsqueeze(0))[0, -1]
+    assert lm.unembedding_bias is not None
+    assert float(lm.unembedding_bias.std()) > 0
+    replacement = LocalReplacement(lm, CODERS, TOKENS)
+    assert replacement.logit_target(5).value == pytest.approx(float(logits[5] - logits.mean()), rel=1e-4)
+    against = replacement.logit_target(5, torch.tensor([7]))
+    assert against.value == pytest.approx(float(logits[5] - logits[7]), rel=1e-4)
 
 
 def test_measuring_lets_attention_and_norms_answer() -> None:

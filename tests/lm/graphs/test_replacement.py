@@ -4,15 +4,16 @@ import threading
 
 import pytest
 import torch
-from tests.lm.fakes import topk_coder
-from tests.lm.families import CONFIGS, some_tokens, tiny
-from tests.lm.graphs.parts import cross_layer, linear_model, transcoder, without_biases
 
+from lm.fakes import topk_coder
+from lm.families import CONFIGS, some_tokens, tiny
+from lm.graphs.parts import cross_layer, linear_model, transcoder, without_biases
 from unmix.coder.config import Gated, JumpReLU, Normalise
 from unmix.core.errors import ModelError
 from unmix.core.policy import InputPolicy
 from unmix.lm.forward import run
 from unmix.lm.graphs.attention import watching
+from unmix.lm.graphs.heads import attention_causes
 from unmix.lm.graphs.norms import find_norms, frozen
 from unmix.lm.graphs.replacement import LocalReplacement
 
@@ -33,6 +34,16 @@ def test_every_value_is_the_sum_of_the_effects_on_it(family: str) -> None:
     torch.testing.assert_close(rows.sum(1), torch.tensor([t.value for t in targets]), rtol=2e-4, atol=2e-5)
 
 
+def test_norms_of_single_heads_are_held_too() -> None:
+    lm = without_biases("cohere", use_qk_norm=True)
+    replacement = LocalReplacement(lm, [transcoder(layer) for layer in range(3)], TOKENS)
+    target = replacement.logit_target(5)
+    assert float(replacement.rows([target]).sum()) == pytest.approx(target.value, rel=1e-3)
+    why = attention_causes(replacement, layer=2, head=1, query=7, key=3, top=10_000)
+    assert sum(v for _, v in why.queries) == pytest.approx(why.score, rel=1e-3, abs=1e-5)
+    assert sum(v for _, v in why.keys) == pytest.approx(why.score, rel=1e-3, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -43,9 +54,11 @@ def test_every_value_is_the_sum_of_the_effects_on_it(family: str) -> None:
         {"normalise": Normalise(kind="standardise")},
         {"input_scale": 0.5, "output_scale": 3.0},
         {"read": "resid_mid"},
+        {"read": "mlp_in~normalised"},
+        {"read": "resid_mid~centred"},
         {"write": "mlp_out_post"},
     ],
-    ids=lambda o: next(iter(o)) + str(next(iter(o.values()))).split("(")[0][:14],
+    ids=lambda o: next(iter(o)) + str(next(iter(o.values()))).split("(")[0][:18],
 )
 def test_every_kind_of_transcoder_adds_up(options: dict[str, object]) -> None:
     lm = without_biases("gemma2")
@@ -170,7 +183,9 @@ def test_other_passes_and_threads_see_nothing_of_it() -> None:
     ("coders", "message"),
     [
         ([topk_coder("blocks.1.resid_post", 16)], "which write mlp_out or mlp_out_post"),
+        ([transcoder(1, write="mlp_out_post~centred")], "writes blocks.1.mlp_out_post~centred; an attribution graph"),
         ([topk_coder("blocks.1.mlp_out", 16)], "a transcoder reads what comes before the MLP that it writes"),
+        ([transcoder(1, 32, read="mlp_act")], "reads blocks.1.mlp_act, which is not linear in what comes before"),
         ([transcoder(1, 8)], "coder 'l1' reads 8 values, blocks.1.mlp_in have 16"),
         ([transcoder(1), transcoder(1)], "two coders have one name (l1, l1)"),
         ({"a": transcoder(1), "b": transcoder(1)}, "coders 'a' and 'b' both write blocks.1.mlp_out"),

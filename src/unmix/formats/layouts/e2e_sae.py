@@ -29,7 +29,7 @@ from unmix.formats.equivalents import (
     refuse_unless_sae,
 )
 from unmix.formats.folds import fold_input_bias, fold_scales, unit_decoder
-from unmix.formats.hook_names import from_transformer_lens, to_transformer_lens
+from unmix.formats.hook_names import as_processed, from_transformer_lens, to_transformer_lens
 from unmix.formats.keymap import Stored, read_state, write_state
 from unmix.formats.layouts.dictionary_learning import OTHER_CONFIGS
 from unmix.formats.lazy import Lazy, apply
@@ -94,7 +94,8 @@ class E2eSaeFormat(Format):
         state["W_dec"] = apply(_unit_rows, state["W_dec"])
         model = settings.get("tlens_model_name")
         tree: dict[str, Any] = {
-            **({"reads": (from_transformer_lens(hook),)} if hook else {}),
+            # A model named rather than given as a file is taken with TransformerLens' default processing.
+            **({"reads": (as_processed(from_transformer_lens(hook), model),)} if hook else {}),
             "d_in": found.sizes["d_in"],
             "n_latents": found.sizes["n_latents"],
             "activation": {"kind": "relu"},

@@ -9,6 +9,7 @@ config is kept in `config.training["sae_lens_legacy"]`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -122,7 +123,7 @@ def _config(settings: Settings, tree: Mapping[str, Any], format: str) -> CoderCo
     if run := runner(settings.place):
         training["sae_lens_runner"] = run
     fields: dict[str, Any] = {
-        **hooks(settings, transcoder=False),
+        **hooks(settings, transcoder=False, processed=_processed(settings, format)),
         **model(settings),
         **normalisation(settings, _normalised(settings), transcoder=False, skip=False),
         "d_in": d_in,
@@ -133,6 +134,14 @@ def _config(settings: Settings, tree: Mapping[str, Any], format: str) -> CoderCo
         "training": training,
     }
     return make_config(fields, f"{settings.place.shown}: {settings.file}")
+
+
+def _processed(settings: Settings, format: str) -> bool:
+    """Whether it was trained on a model as TransformerLens' defaults rewrite it: before SAELens 3.19, where said."""
+    if format == "mats_sae_training":
+        return True
+    version = re.match(r"(\d+)\.(\d+)", str(settings.raw("sae_lens_training_version") or ""))
+    return version is not None and (int(version[1]), int(version[2])) < (3, 19)
 
 
 def _normalised(settings: Settings) -> str:

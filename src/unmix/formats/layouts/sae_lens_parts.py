@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,7 @@ from unmix.core.errors import FormatError
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import gate_into_codes
 from unmix.formats.folds import replace_config
-from unmix.formats.hook_names import from_module_path, from_transformer_lens
+from unmix.formats.hook_names import as_processed, from_module_path, from_transformer_lens
 from unmix.formats.keymap import Stored, read_state
 from unmix.formats.lazy import Lazy, apply
 from unmix.formats.place import Place
@@ -56,24 +57,36 @@ _WHITENING = (
 )
 
 
-def hooks(said: Settings, transcoder: bool) -> dict[str, Any]:
-    """`reads` and `writes` of the config, or the folder's name where no hook is said."""
+def hooks(said: Settings, transcoder: bool, processed: bool = False) -> dict[str, Any]:
+    """`reads` and `writes` of the config, or the folder's name where no hook is said.
+
+    As the views that TransformerLens' processing of the model makes them: all of it where the coder was `processed`,
+    else what `model_from_pretrained_kwargs` asks for.
+    """
     read = said.raw("hook_name")
     written = said.raw("hook_name_out") if transcoder else None
     head, head_out = said.raw("hook_head_index"), said.raw("hook_head_index_out")
     layer = said.raw("hook_layer")
     if read is None:
         return {"name": said.place.folder.name}
-    reads = _hook(str(read), head, layer)
-    return {"reads": (reads,), "writes": (reads if written is None else _hook(str(written), head_out, layer),)}
+    kwargs = said.raw("model_from_pretrained_kwargs")
+    options = cast("dict[str, Any]", kwargs) if isinstance(kwargs, dict) else {}
+    name = said.raw("model_name")
+    seen = {
+        "model": name if isinstance(name, str) else None,
+        "centred": bool(options.get("center_writing_weights", processed)),
+        "value_biases": bool(options.get("fold_value_biases", processed)),
+    }
+    reads = _hook(str(read), head, layer, seen)
+    return {"reads": (reads,), "writes": (reads if written is None else _hook(str(written), head_out, layer, seen),)}
 
 
-def _hook(name: str, head: Any, layer: Any) -> str:
+def _hook(name: str, head: Any, layer: Any, seen: Mapping[str, Any]) -> str:
     """The canonical name; runs over several layers wrote `blocks.{layer}.hook_resid_pre`."""
     plain = name.replace("{layer}", str(layer)) if isinstance(layer, int) else name
     known = from_transformer_lens(plain)
     known = from_module_path(plain) if known == plain else known
-    return known if head is None else f"{known}#{head}"
+    return as_processed(known, **seen) if head is None else f"{known}#{head}"
 
 
 def policy(said: Settings, bos_default: bool | None = None) -> dict[str, Any]:

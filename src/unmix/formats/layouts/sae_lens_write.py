@@ -19,7 +19,7 @@ from unmix.core.errors import FormatError
 from unmix.formats.draft import Draft
 from unmix.formats.equivalents import origin, raw_gate, refuse
 from unmix.formats.folds import batchtopk_as_jumprelu, fold_input_bias, fold_scales, replace_config
-from unmix.formats.hook_names import to_transformer_lens
+from unmix.formats.hook_names import CENTRED, UNBIASED, to_transformer_lens
 from unmix.formats.keymap import Stored, write_state
 from unmix.formats.layouts.sae_lens import KINDS, RESCALE, SCALAR_RESCALE, temporal_keymap, temporal_scale
 from unmix.formats.layouts.sae_lens_parts import CFG, FREQUENCY, RUNNER, SPARSITY, WEIGHTS
@@ -228,6 +228,12 @@ def _metadata(config: CoderConfig, earlier: Mapping[str, Any]) -> dict[str, Any]
     older: dict[str, Any] = training.get("sae_lens_legacy") or training.get("mats_sae_training") or {}
     kept: dict[str, Any] = earlier.get("metadata") or {key: older[key] for key in _CARRIED if key in older}
     hook, head = to_transformer_lens(config.reads[0])
+    options: dict[str, Any] = dict(kept.get("model_from_pretrained_kwargs") or {})
+    for view, option in ((CENTRED, "center_writing_weights"), (UNBIASED, "fold_value_biases")):
+        if config.reads[0].endswith(view):
+            options[option] = True
+    if options:
+        kept = {**kept, "model_from_pretrained_kwargs": options}
     said = kept.get("seqpos_slice")
     start = said[0] if isinstance(said, list) and said else None
     metadata: dict[str, Any] = {

@@ -17,7 +17,8 @@ from torch import Tensor
 from unmix.core.errors import ConfigError, ModelError
 from unmix.lm.graphs.graph import AttributionGraph, Edge, Node
 from unmix.lm.graphs.replacement import EMBEDDINGS, MEMORY, LocalReplacement, Target
-from unmix.lm.graphs.transcoders import Coders, layer_of
+from unmix.lm.graphs.transcoders import Coders
+from unmix.lm.points import split_name
 
 if TYPE_CHECKING:
     from unmix.lm.model import LanguageModel
@@ -220,7 +221,7 @@ def node_of(
             "embedding", -1, position, int(replacement.tokens[position]), token=strings[position], influence=share
         )
     number, position = divmod(column - replacement.n_latents, replacement.length)
-    layer = layer_of(replacement.outputs[number])[0]
+    layer = split_name(replacement.outputs[number])[1]
     return Node("error", layer, position, -1, token=strings[position], influence=share)
 
 

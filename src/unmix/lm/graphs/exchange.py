@@ -25,7 +25,7 @@ _KINDS: dict[str, Kind] = {name: kind for kind, name in _TYPES.items()}
 
 def to_json(graph: AttributionGraph) -> str:
     """The graph as text."""
-    running = _running(graph.nodes)
+    running, ids = _running(graph.nodes), _ids(graph.nodes)
     first = next((i for i, node in enumerate(graph.nodes) if node.kind == "logit"), -1)
     tree = {
         "metadata": {
@@ -41,9 +41,9 @@ def to_json(graph: AttributionGraph) -> str:
             },
         },
         "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
-        "nodes": [_node(node, running[i], i == first) for i, node in enumerate(graph.nodes)],
+        "nodes": [{"node_id": ids[i], **_node(node, running[i], i == first)} for i, node in enumerate(graph.nodes)],
         "links": [
-            {"source": graph.nodes[e.source].id, "target": graph.nodes[e.target].id, "weight": e.weight}
+            {"source": ids[e.source], "target": ids[e.target], "weight": e.weight}
             | ({} if e.measured is None else {"measured": e.measured})
             for e in graph.edges
         ],
@@ -68,6 +68,17 @@ def read_json(path: Path) -> AttributionGraph:
         raise FormatError(f"{path}: not an attribution graph of circuit-tracer's layout: {problem}") from None
 
 
+def _ids(nodes: tuple[Node, ...]) -> list[str]:
+    """Each node's id; latents of a second coder on a layer have its name after theirs, since links name nodes by id."""
+    found: dict[str, None] = {}
+    for node in nodes:
+        known = node.id if node.id not in found else f"{node.id}_{node.coder}"
+        if known in found:
+            raise FormatError(f"the graph has two nodes {known!r}: links could not tell them apart")
+        found[known] = None
+    return list(found)
+
+
 def _running(nodes: tuple[Node, ...]) -> list[float]:
     """Sum of shares down to and with each node, over the sum of all."""
     total = sum(node.influence for node in nodes) or 1.0
@@ -85,7 +96,7 @@ def _node(node: Node, running: float, target: bool) -> dict[str, Any]:
     feature = {"embedding": node.position, "latent": _pair(node.layer, node.latent)}.get(node.kind, node.latent)
     label = f'Output "{node.token}" (p={node.probability:.3f})' if node.kind == "logit" else node.label
     known = {
-        "node_id": node.id, "feature": feature, "layer": layer, "ctx_idx": node.position,
+        "feature": feature, "layer": layer, "ctx_idx": node.position,
         "feature_type": _TYPES[node.kind], "token_prob": node.probability, "is_target_logit": target, "run_idx": 0,
         "reverse_ctx_idx": 0, "jsNodeId": _page_id(node), "clerp": label,
     }  # fmt: skip
@@ -119,7 +130,8 @@ def _graph(tree: dict[str, Any]) -> AttributionGraph:
     nodes = tuple(_read_node(n, tokens, int(n_layers), share) for n, share in zip(tree["nodes"], shares, strict=True))
     places = {str(n["node_id"]): i for i, n in enumerate(tree["nodes"])}
     if len(places) < len(nodes):
-        raise ValueError("two nodes have one node_id")
+        twice = next(n["node_id"] for i, n in enumerate(tree["nodes"]) if places[str(n["node_id"])] != i)
+        raise ValueError(f"two nodes have the node_id {twice!r}")
     edges: list[Edge] = []
     for link in tree["links"]:
         for end in ("source", "target"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -35,7 +34,7 @@ class Node:
     probability: float = 0.0
     """Of a logit's token."""
     influence: float = 0.0
-    """Share of the logits (weighted by probability) that passes through this node, 0 to 1; see `influences`."""
+    """Share of the logits (weighted by probability) that reaches this node along all paths, 0 to 1."""
     label: str = ""
     """What the latent is about, where somebody has said so."""
 
@@ -48,7 +47,7 @@ class Node:
         return f"{layer}_{self.latent}_{self.position}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Edge:
     """The direct effect of node `source` on node `target` (places in `AttributionGraph.nodes`)."""
 
@@ -78,7 +77,7 @@ class AttributionGraph:
     notes: dict[str, str] = field(default_factory=lambda: {})
 
     def matrix(self) -> NDArray[np.float64]:
-        """Effects as [targets, sources]."""
+        """Effects as [targets, sources]; prune first, a long prompt has tens of thousands of nodes."""
         found = np.zeros((len(self.nodes), len(self.nodes)))
         for edge in self.edges:
             found[edge.target, edge.source] = edge.weight
@@ -101,13 +100,15 @@ class AttributionGraph:
         `replacement`: of what reaches the logits from embeddings and errors, the share from embeddings.
         `completeness`: of what enters any node, weighted by the node's influence, the share not from errors.
         """
-        shares = normalised(self.matrix())
-        weight = self._logit_weights()
-        influence = influences(shares, weight)
+        links, weight = self._links(), self._logit_weights()
+        shares = links.shares()
+        influence = links.influence(shares, weight)
         kinds = np.array([node.kind for node in self.nodes])
         tokens, errors = influence[kinds == "embedding"].sum(), influence[kinds == "error"].sum()
         carried = influence + weight
-        known = shares[:, kinds != "error"].sum(1) + (shares.sum(1) == 0)
+        known = 1 - np.bincount(
+            links.targets, weights=shares * (kinds[links.sources] == "error"), minlength=links.nodes
+        )
         total = carried.sum()
         return {
             "replacement": float(tokens / (tokens + errors)) if tokens + errors else 1.0,
@@ -123,31 +124,29 @@ class AttributionGraph:
         for name, share in (("nodes", nodes), ("edges", edges)):
             if not 0 < share <= 1:
                 raise ConfigError(f"{name} is {share}; allowed: above 0, up to 1")
-        matrix, weight = self.matrix(), self._logit_weights()
-        ends = np.array([node.kind in ("embedding", "logit") for node in self.nodes])
-        latent = np.array([node.kind == "latent" for node in self.nodes])
-        kept = _largest(influences(normalised(matrix), weight), nodes) | ends
-        matrix = matrix * kept[:, None] * kept[None, :]
-        shares = normalised(matrix)
-        flows = shares * (influences(shares, weight) + weight)[:, None]
-        chosen = _largest(flows.reshape(-1), edges).reshape(flows.shape) & (matrix != 0)
+        links, weight = self._links(), self._logit_weights()
+        ends = np.array([node.kind in ("embedding", "logit") for node in self.nodes], dtype=bool)
+        latent = np.array([node.kind == "latent" for node in self.nodes], dtype=bool)
+        kept = _largest(links.influence(links.shares(), weight), nodes) | ends
+        links = replace(links, sizes=links.sizes * links.between(kept))
+        shares = links.shares()
+        flows = shares * (links.influence(shares, weight) + weight)[links.targets]
+        chosen = _largest(flows, edges)
         while True:
-            alive = kept & (ends | (chosen.any(0) & (~latent | chosen.any(1))))
+            begins, arrives = (
+                np.bincount(e[chosen], minlength=links.nodes) > 0 for e in (links.sources, links.targets)
+            )
+            alive = kept & (ends | (begins & (~latent | arrives)))
             if bool((alive == kept).all()):
                 break
             kept = alive
-            chosen &= kept[:, None] & kept[None, :]
-        return self.only(np.flatnonzero(kept).tolist(), {(int(s), int(t)) for t, s in np.argwhere(chosen)})
-
-    def only(self, nodes: Iterable[int], edges: set[tuple[int, int]] | None = None) -> AttributionGraph:
-        """The graph of these nodes, and of these (source, target) edges where given."""
-        places = {old: new for new, old in enumerate(sorted(nodes))}
-        kept = [
-            replace(e, source=places[e.source], target=places[e.target])
-            for e in self.edges
-            if e.source in places and e.target in places and (edges is None or (e.source, e.target) in edges)
-        ]
-        return replace(self, nodes=tuple(self.nodes[old] for old in places), edges=tuple(kept))
+            chosen &= links.between(kept)
+        places = np.cumsum(kept) - 1
+        left = [self.edges[i] for i in np.flatnonzero(chosen)]
+        return replace(
+            self, nodes=tuple(self.nodes[i] for i in np.flatnonzero(kept)),
+            edges=tuple(replace(e, source=int(places[e.source]), target=int(places[e.target])) for e in left),
+        )  # fmt: skip
 
     def labelled(self, labels: dict[tuple[str, int], str]) -> AttributionGraph:
         """With what latents are about: {(coder, latent): text}."""
@@ -176,27 +175,48 @@ class AttributionGraph:
 
         write_text(Path(path), draw(self))
 
+    def _links(self) -> Links:
+        n = len(self.edges)
+        sources, targets = (
+            np.fromiter((getattr(e, end) for e in self.edges), np.int64, n) for end in ("source", "target")
+        )
+        sizes = np.fromiter((abs(e.weight) for e in self.edges), np.float64, n)
+        return Links(sources, targets, sizes, len(self.nodes))
+
     def _logit_weights(self) -> NDArray[np.float64]:
         return np.array([node.probability if node.kind == "logit" else 0.0 for node in self.nodes])
 
 
-def normalised(matrix: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
-    """Absolute effects as shares of each target's whole (rows without any stay 0)."""
-    sizes = np.abs(matrix)
-    total = sizes.sum(1, keepdims=True)
-    return np.divide(sizes, total, out=np.zeros_like(sizes), where=total > 0)
+@dataclass(frozen=True)
+class Links:
+    """Edges as arrays. The nodes of a long prompt's graph are too many for a matrix of them."""
 
+    sources: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    sizes: Float[np.ndarray, " edges"]
+    """Absolute effects."""
+    nodes: int
 
-def influences(shares: Float[np.ndarray, "n n"], weight: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Weight that reaches each node from the logits along all paths: w(S + S² + …). They end."""
-    total = np.zeros_like(weight)
-    step = weight @ shares
-    for _ in range(len(weight) + 1):
-        if not step.any():
-            break
-        total += step
-        step = step @ shares
-    return total
+    def shares(self) -> Float[np.ndarray, " edges"]:
+        """Each edge's part of what enters its target."""
+        total = np.bincount(self.targets, weights=self.sizes, minlength=self.nodes)[self.targets]
+        return np.divide(self.sizes, total, out=np.zeros_like(self.sizes), where=total > 0)
+
+    def influence(
+        self, shares: Float[np.ndarray, " edges"], weight: Float[np.ndarray, " nodes"]
+    ) -> Float[np.ndarray, " nodes"]:
+        """Weight that reaches each node from the logits along all paths: w(S + S² + …), which end."""
+        total, step = np.zeros_like(weight), weight
+        for _ in range(self.nodes):
+            step = np.bincount(self.sources, weights=shares * step[self.targets], minlength=self.nodes)
+            if not step.any():
+                break
+            total += step
+        return total
+
+    def between(self, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The edges whose both ends are kept."""
+        return kept[self.sources] & kept[self.targets]
 
 
 def _largest(values: Float[np.ndarray, " n"], share: float) -> NDArray[np.bool_]:

@@ -50,7 +50,7 @@ class AttentionCauses:
     keys: tuple[tuple[Node, float], ...]
     """The same for the key's side."""
     pairs: tuple[tuple[Node, Node, float], ...]
-    """(query's node, key's node, product), strongest first."""
+    """(query's node, key's node, product) of the nodes above, strongest first."""
 
 
 def heads(replacement: LocalReplacement, target: Target, top: int = 20) -> list[Attended]:
@@ -129,11 +129,13 @@ def attention_causes(
         raise ConfigError(f"head {head}: layer {layer} has heads 0 to {n_heads - 1}")
     key_head = head // (n_heads // call.key.shape[1])
     q, k = call.query[0, head, query].detach().float(), call.key[0, key_head, key].detach().float()
-    of_query = _through(replacement, flow, call.query, head, query)
-    of_key = _through(replacement, flow, call.key, key_head, key)
-    left, right = call.scaling * (k @ of_query), call.scaling * (q @ of_key)
+    left = call.scaling * _through(replacement, flow, call.query, head, query, k[None])[0]
+    right = call.scaling * _through(replacement, flow, call.key, key_head, key, q[None])[0]
     a, b = _best(left, top), _best(right, top)
-    products = call.scaling * of_query[:, a].T @ of_key[:, b]
+    each = torch.eye(len(q), device=q.device)
+    of_query = _through(replacement, flow, call.query, head, query, each, a)
+    of_key = _through(replacement, flow, call.key, key_head, key, each, b)
+    products = call.scaling * of_query.T @ of_key
     order = products.abs().reshape(-1).argsort(descending=True)[:top].tolist()
     at = [divmod(place, len(b)) for place in order]
     return AttentionCauses(
@@ -150,14 +152,15 @@ def _best(effects: Tensor, top: int) -> Sequence[int]:
 
 
 def _through(
-    replacement: LocalReplacement, flow: Flow, heads: Tensor, head: int, position: int
-) -> Float[Tensor, "size columns"]:
-    """What every node adds to each number of one head's query or key at a position."""
-    size = heads.shape[-1]
+    replacement: LocalReplacement, flow: Flow, heads: Tensor, head: int, position: int, along: Tensor,
+    columns: Sequence[int] | None = None,
+) -> Float[Tensor, "n columns"]:  # fmt: skip
+    """What every node (or those of `columns`) adds to a head's query or key at a position, along each of [n, size]."""
     found: list[Tensor] = []
-    for start in range(0, size, flow.batch):
-        n = min(flow.batch, size - start)
+    for some in along.split(flow.batch):
         vector = torch.zeros_like(heads)
-        vector[torch.arange(n), head, position, torch.arange(start, start + n)] = 1
-        found.append(replacement.effects(flow.back([heads], [vector]))[:n])
+        vector[: len(some), head, position] = some.to(heads.dtype)
+        effects = replacement.effects(flow.back([heads], [vector]))[: len(some)]
+        # A row has as many columns as the prompt has nodes: only what is wanted of it is kept.
+        found.append(effects if columns is None else effects[:, list(columns)])
     return torch.cat(found)

@@ -2,19 +2,17 @@
 
 RMSNorm: y = r·γ⊙x + β with r = 1/rms(x). LayerNorm: y = r·γ⊙(x − mean x) + β with r = 1/std(x). Holding r makes both
 linear, so that the effect of a latent on what comes after is a plain product (Ameisen et al. 2025, "Circuit Tracing").
-Families write their gain in different ways (Gemma's is 1 + w): it is found by trying the module, not by its name.
 """
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unmix.lm.norms import LinearNorm, linear_norm
 from unmix.lm.sites import Site
 
 if TYPE_CHECKING:
@@ -22,37 +20,28 @@ if TYPE_CHECKING:
     from unmix.lm.sites import Pass
 
 
-@dataclass(frozen=True)
-class NormParts:
-    """A norm without its r."""
-
-    gain: Float[Tensor, " d"]
-    bias: Float[Tensor, " d"]
-    centred: bool
-
-
-def find_norms(lm: LanguageModel) -> dict[str, NormParts]:
+def find_norms(lm: LanguageModel) -> dict[str, LinearNorm]:
     """Every norm of the model by module path: those on the stream, after sublayers, and on queries and keys."""
-    found: dict[str, NormParts] = {}
+    found: dict[str, LinearNorm] = {}
     for path, module in lm.model.named_modules():
         if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) or type(module).__name__.endswith("Norm"):
-            found[path] = _parts(module, _width(module, lm.d_model))
+            found[path] = linear_norm(module, _width(module, lm.d_model))
     return found
 
 
-def freeze_norms(current: Pass, norms: dict[str, NormParts]) -> None:
+def freeze_norms(current: Pass, norms: dict[str, LinearNorm]) -> None:
     """Let the norms of this pass be linear for gradients; their values stay what they are."""
     for path, parts in norms.items():
         held: list[Tensor] = []
         current.read(Site(path, "in"), held.append)
 
-        def handler(y: Tensor, held: list[Tensor] = held, parts: NormParts = parts) -> Tensor:
+        def handler(y: Tensor, held: list[Tensor] = held, parts: LinearNorm = parts) -> Tensor:
             return frozen(held.pop(), y.detach(), parts)
 
         current.write(Site(path, "out"), handler)
 
 
-def frozen(x: Float[Tensor, "*leading d"], y: Float[Tensor, "*leading d"], parts: NormParts) -> Tensor:
+def frozen(x: Float[Tensor, "*leading d"], y: Float[Tensor, "*leading d"], parts: LinearNorm) -> Tensor:
     """The values `y` of the norm at `x`, with the gradient of the linear map that multiplies by today's r."""
     return _Frozen.apply(x, y, parts)  # pyright: ignore[reportReturnType]
 
@@ -61,7 +50,7 @@ class _Frozen(torch.autograd.Function):
     """∂y/∂x = r·γ⊙(I − 1/d where centred)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, parts: NormParts) -> Tensor:
+    def forward(ctx: Any, x: Tensor, y: Tensor, parts: LinearNorm) -> Tensor:
         x32 = x.float()
         centred = x32 - x32.mean(-1, keepdim=True) if parts.centred else x32
         plain = centred * parts.gain
@@ -81,29 +70,5 @@ class _Frozen(torch.autograd.Function):
 
 
 def _width(module: nn.Module, otherwise: int) -> int:
-    for attribute in ("weight", "scale"):
-        weight = getattr(module, attribute, None)
-        if isinstance(weight, Tensor) and weight.ndim:
-            return int(weight.shape[-1])
     shape = getattr(module, "normalized_shape", None)
     return int(shape[-1]) if shape else otherwise
-
-
-@torch.no_grad()
-def _parts(module: nn.Module, width: int) -> NormParts:
-    """Gain, bias and centring, from what the module makes of three vectors."""
-    module = copy.deepcopy(module).float()
-    parameter = next(module.parameters(), torch.zeros(1))
-    random = torch.Generator().manual_seed(0)
-    u = torch.rand(width, generator=random) + 0.5
-    signs = torch.arange(width) % 2 * 2.0 - 1.0
-    u = (u * signs * 100).to(parameter.device)
-
-    def tried(x: Tensor) -> Tensor:
-        return module(x.view(1, 1, width)).view(width)
-
-    up, down, shifted = tried(u), tried(-u), tried(u + 100)
-    centred = bool((up - shifted).norm() <= 0.01 * up.norm())
-    unit = u - u.mean() if centred else u
-    unit = unit / unit.square().mean().sqrt()
-    return NormParts((up - down) / 2 / unit, (up + down) / 2, centred)

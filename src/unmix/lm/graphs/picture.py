@@ -7,7 +7,7 @@ from html import escape
 
 from unmix.lm.graphs.graph import AttributionGraph, Node
 
-COLUMN, ROW, LEFT, TOP, BOX = 118, 46, 64, 20, 104
+COLUMN, ROW, LEFT, TOP, BOX, TALL = 124, 66, 72, 20, 104, 22
 HELPS, HURTS = "#0072b2", "#d55e00"
 _FILL = {"embedding": "#e8e8e8", "latent": "#ffffff", "error": "#f6e3e3", "logit": "#fff3c4"}
 
@@ -26,9 +26,9 @@ def draw(graph: AttributionGraph) -> str:
     for position, widest in columns.items():
         starts[position] = x
         x += widest * COLUMN
-    height = TOP + len(rows) * ROW * 2 + 30
+    height = TOP + (len(rows) - 1) * ROW + 50
     at = {
-        node: (starts[p] + k * COLUMN, height - 50 - r * ROW * 2)
+        node: (starts[p] + k * COLUMN, height - 50 - r * ROW)
         for (r, p), cell in cells.items()
         for k, node in enumerate(cell)
     }
@@ -39,7 +39,7 @@ def draw(graph: AttributionGraph) -> str:
     ]
     for r, layer in enumerate(rows):
         name = "tokens" if layer < 0 else "next token" if layer == graph.n_layers else f"layer {layer}"
-        parts.append(f'<text x="6" y="{height - 34 - r * ROW * 2}" fill="#777777">{name}</text>')
+        parts.append(f'<text x="6" y="{height - 35 - r * ROW}" fill="#777777">{name}</text>')
     parts += _edges(graph, at)
     parts += [_box(graph, i, *at[i]) for i in range(len(graph.nodes))]
     return "".join(parts) + "</svg>\n"
@@ -55,24 +55,32 @@ def _edges(graph: AttributionGraph, at: dict[int, tuple[int, int]]) -> list[str]
         total[edge.target] += abs(edge.weight)
     found: list[str] = []
     for edge in sorted(graph.edges, key=lambda e: abs(e.weight) / (total[e.target] or 1)):
-        (x1, y1), (x2, y2) = at[edge.source], at[edge.target]
-        x1, x2, share = x1 + BOX // 2, x2 + BOX // 2, abs(edge.weight) / (total[edge.target] or 1)
-        bend = (y1 + y2 + 22) / 2
+        share = abs(edge.weight) / (total[edge.target] or 1)
         measured = "" if edge.measured is None else f", measured {edge.measured:+.3g}"
         label = f"{graph.nodes[edge.source].id} → {graph.nodes[edge.target].id}: {edge.weight:+.3g}{measured}"
         found.append(
-            f'<path d="M{x1},{y1} C{x1},{bend:g} {x2},{bend:g} {x2},{y2 + 22}" fill="none" '
-            f'stroke="{HELPS if edge.weight > 0 else HURTS}" stroke-width="{0.4 + 5 * share:.2f}" '
-            f'stroke-opacity="{0.25 + 0.6 * share:.2f}"><title>{escape(label)}</title></path>'
+            f'<path d="{_path(at[edge.source], at[edge.target])}" fill="none" '
+            f'stroke="{HELPS if edge.weight > 0 else HURTS}" stroke-width="{0.8 + 5 * share:.2f}" '
+            f'stroke-opacity="{0.4 + 0.5 * share**0.5:.2f}"><title>{escape(label)}</title></path>'
         )
     return found
+
+
+def _path(source: tuple[int, int], target: tuple[int, int]) -> str:
+    """From the top of one box to the foot of another; past boxes that stand between them, where they do."""
+    (x1, y1), (x2, y2) = source, target
+    x1, x2, y2 = x1 + BOX // 2, x2 + BOX // 2, y2 + TALL
+    between = (y1 - y2 + TALL) // ROW - 1
+    aside = BOX // 2 + 4 * min(between, 6) if x1 == x2 and between > 0 else 0
+    bend = (y1 - y2) / 2 if not aside else ROW
+    return f"M{x1},{y1} C{x1 + 4 * aside / 3:g},{y1 - bend:g} {x2 + 4 * aside / 3:g},{y2 + bend:g} {x2},{y2}"
 
 
 def _box(graph: AttributionGraph, i: int, x: int, y: int) -> str:
     node = graph.nodes[i]
     dash = ' stroke-dasharray="3 2"' if node.kind == "error" else ""
     return (
-        f'<g><title>{escape(_about(node))}</title><rect x="{x}" y="{y}" width="{BOX}" height="22" rx="4" '
+        f'<g><title>{escape(_about(node))}</title><rect x="{x}" y="{y}" width="{BOX}" height="{TALL}" rx="4" '
         f'fill="{_FILL[node.kind]}" stroke="#555555"{dash}/>'
         f'<text x="{x + BOX // 2}" y="{y + 15}" text-anchor="middle">{escape(_short(node))}</text></g>'
     )

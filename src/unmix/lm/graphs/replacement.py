@@ -21,7 +21,8 @@ from unmix.core.errors import ModelError
 from unmix.lm.forward import Edit, as_inputs, attach_read, attach_write, run
 from unmix.lm.graphs.attention import AttentionCall, watching
 from unmix.lm.graphs.norms import find_norms, freeze_norms
-from unmix.lm.graphs.transcoders import Active, Coders, Transcoder, directions, layer_of, place, skipped, written
+from unmix.lm.graphs.transcoders import Active, Coders, Transcoder, directions, place, skipped, written
+from unmix.lm.points import split_name
 from unmix.lm.tokens import policy_mask
 
 if TYPE_CHECKING:
@@ -140,11 +141,23 @@ class LocalReplacement:
         return Target(parts, int(active.positions[entry]), float(active.values[entry]))
 
     def logit_target(self, token: int, against: Tensor | None = None) -> Target:
-        """A next-token logit (before any soft cap) minus the mean of all, or minus the logit of id `against` [1]."""
-        rows = self.lm.unembedding.float() * self.lm.logit_scale
-        base = rows.mean(0) if against is None else rows[int(against)]
-        vector = rows[token] - base
-        return Target(((LAST, vector),), self.length - 1, float(vector @ self.last[-1].float()))
+        """A next-token logit (before any soft cap) minus the mean of all, or minus the logit of id `against` [1].
+
+        The head's bias, where it has one, is a constant of the value.
+        """
+        rows = self.lm.unembedding
+        base = self._mean_row if against is None else rows[int(against)].float()
+        vector = (rows[token].float() - base) * self.lm.logit_scale
+        bias = self.lm.unembedding_bias
+        constant = 0.0
+        if bias is not None:
+            own = bias.float() * self.lm.logit_scale
+            constant = float(own[token] - (own.mean() if against is None else own[int(against)]))
+        return Target(((LAST, vector),), self.length - 1, float(vector @ self.last[-1].float()) + constant)
+
+    @cached_property
+    def _mean_row(self) -> Float[Tensor, " d"]:
+        return self.lm.unembedding.mean(0, dtype=torch.float32)
 
     # rows ------------------------------------------------------------------------------------------------------
 
@@ -227,7 +240,7 @@ class LocalReplacement:
             for hook in (EMBEDDINGS, *self.outputs):
                 attach_write(current, self.lm.hook(hook), self._leaf(hook, leaves, reads))
             for name, hook in wanted.items():
-                attach_read(current, hook, lambda x, name=name: reads.__setitem__(name, x))
+                self._read(current, hook, lambda x, name=name: reads.__setitem__(name, x))
 
         tokens = self.tokens.unsqueeze(0).expand(copies, -1)
         with torch.enable_grad(), watching(hold):
@@ -236,22 +249,39 @@ class LocalReplacement:
             raise ModelError(f"{self.lm.name}: {layers} of {self.lm.n_layers} layers have attention that can be held")
         return Flow(reads, leaves)
 
+    def _read(self, current: Pass, hook: Hook, sink: Callable[[Tensor], None]) -> None:
+        """As `attach_read`; what a norm makes of its input before its gain comes from the norm that is held."""
+        if hook.view is None or not hook.view.apart:
+            attach_read(current, hook, sink)
+            return
+        parts = self.norms[hook.read.path]
+        gain = parts.gain.where(parts.gain != 0, torch.inf)
+        attach_read(current, self.lm.hook(hook.name.partition("~")[0]), lambda y: sink((y - parts.bias) / gain))
+
     def _leaf(self, hook: str, leaves: dict[str, Tensor], reads: dict[str, Tensor]) -> Edit:
         """An edit that cuts the gradient at a written place, and lets transcoders' linear skips through."""
-        skips = [one for one in self.transcoders if one.coder.config.skip and hook in [w.name for w in one.writes]]
+        skips = self.skips(hook)
 
         def edit(x: Tensor) -> Tensor:
             leaf = x.detach().clone().requires_grad_()
             leaves[hook] = leaf
             out = leaf
-            for one in skips:
-                index = [write.name for write in one.writes].index(hook)
+            for one, index in skips:
                 read = torch.cat([reads[r.name] for r in one.reads], dim=-1)
                 part = one.parts(skipped(one.coder, read))[index].to(x.dtype) * self.counts[one.name].unsqueeze(-1)
                 out = out + (part - part.detach())
             return out
 
         return edit
+
+    def skips(self, hook: str) -> list[tuple[Transcoder, int]]:
+        """The transcoders with a linear skip that write `hook`, and which of their parts goes there."""
+        return [
+            (one, index)
+            for one in self.transcoders
+            for index, write in enumerate(one.writes)
+            if one.coder.config.skip and write.name == hook
+        ]
 
     def _measured(self) -> tuple[Flow, int]:
         """A pass over one copy, and the bytes that its backward pass keeps."""
@@ -270,7 +300,7 @@ class LocalReplacement:
 
     def _outputs(self) -> list[str]:
         """The place where each layer's MLP is cut, in order: where its transcoder writes, else the module's output."""
-        by_layer = {layer_of(hook.name)[0]: hook.name for one in self.transcoders for hook in one.writes}
+        by_layer = {split_name(hook.name)[1]: hook.name for one in self.transcoders for hook in one.writes}
         clash = {hook.name for one in self.transcoders for hook in one.writes} - set(by_layer.values())
         if clash:
             raise ModelError(f"coders write both {', '.join(sorted(clash))} and the other side of the same MLP's norm")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from unmix.coder.codes import Codes
 from unmix.coder.encoder import AffineEncoder
 from unmix.coder.sparse_coder import SparseCoder
 from unmix.core.errors import ModelError
+from unmix.lm.points import split_name
 from unmix.lm.splice import check_fingerprint
 
 if TYPE_CHECKING:
@@ -108,18 +108,21 @@ def _place(lm: LanguageModel, name: str, coder: SparseCoder) -> Transcoder:
     reads = tuple(lm.hook(spec) for spec in config.reads)
     writes = tuple(lm.hook(spec) for spec in config.writes)
     for hook in writes:
-        if layer_of(hook.name)[1] not in MLP_OUTPUTS:
+        if split_name(hook.name)[0] not in MLP_OUTPUTS or "~" in hook.name:
             raise ModelError(
                 f"coder {name!r} writes {hook.name}; an attribution graph goes through transcoders, which write "
                 "mlp_out or mlp_out_post"
             )
-    layer = max(layer_of(hook.name)[0] for hook in reads)
-    first = min(layer_of(hook.name)[0] for hook in writes)
-    if first < layer or any(layer_of(hook.name)[1] in (*MLP_OUTPUTS, "resid_post") for hook in reads):
+    layer = max(split_name(hook.name)[1] for hook in reads)
+    first = min(split_name(hook.name)[1] for hook in writes)
+    if first < layer or any(split_name(hook.name)[0] in (*MLP_OUTPUTS, "resid_post") for hook in reads):
         raise ModelError(
             f"coder {name!r} reads {', '.join(config.reads)} and writes {', '.join(config.writes)}: a transcoder reads "
             "what comes before the MLP that it writes"
         )
+    inside = [hook.name for hook in reads if split_name(hook.name)[0] == "mlp_act"]
+    if inside:
+        raise ModelError(f"coder {name!r} reads {inside[0]}, which is not linear in what comes before its MLP")
     widths = tuple(lm.width(hook.name) for hook in reads)
     if sum(widths) != config.d_in:
         raise ModelError(f"coder {name!r} reads {config.d_in} values, {', '.join(config.reads)} have {sum(widths)}")
@@ -129,12 +132,6 @@ def _place(lm: LanguageModel, name: str, coder: SparseCoder) -> Transcoder:
                 f"coder {name!r} writes {width} values to {hook.name}, which is {lm.width(hook.name)} wide"
             )
     return Transcoder(name, coder, layer, reads, widths, writes)
-
-
-def layer_of(name: str) -> tuple[int, str]:
-    """(layer, point) of a canonical hook name; layer −1 for what is no layer's."""
-    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
-    return (int(match[1]), match[2]) if match else (-1, name)
 
 
 def directions(coder: SparseCoder, active: Active, which: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:

@@ -16,7 +16,7 @@ from unmix.train.checkpoint import Saved, TrainState, restore
 from unmix.train.config import OptimConfig
 from unmix.train.guard import bad_rows, finite
 from unmix.train.initialise import initialise
-from unmix.train.learner import Learner, StepMetrics, project_decoder_gradient
+from unmix.train.learner import Learner, StepMetrics, fit_length, project_decoder_gradient
 from unmix.train.objectives import Step
 from unmix.train.parallel.autograd import summed
 from unmix.train.parallel.checks import require_on_mesh
@@ -49,7 +49,9 @@ class ShardLearner(Learner):
         if mesh.dictionary > 1:
             draw_weights(coder, config, optim.seed, mesh)
         state = TrainState(0, torch.zeros(coder.n_latents, dtype=torch.int64), variance)
-        return cls(coder, state, optim, config, steps, mesh)
+        learner = cls(coder, state, optim, config, steps, mesh)
+        fit_length(learner, source)
+        return learner
 
     @classmethod
     def again(cls, saved: Saved, config: CoderConfig, optim: OptimConfig, steps: int, mesh: Mesh) -> ShardLearner:
