@@ -148,6 +148,7 @@ def test_a_lens_is_fitted_and_read(run: Run, model: str, coder: str, tmp_path: P
         (["fit", "MODEL", "layers.2", "--out", "OUT", "--tokens", "24", "--context", "8"], "there are no blocks after"),
         (["show", "MODEL", "CODER", "three"], "'three': latents are whole numbers"),
         (["show", "MODEL", "CODER", "99"], "latent 99: coder 'layer1' has latents 0 to 23"),
+        (["show", "MODEL", "CODER", "3", "--data", "x.txt"], "--data is of the text that latents are ablated over"),
         (["show", "MODEL", "CODER", "3", "--position", "1"], "--position is a place in a text: give --at TEXT too"),
     ],
 )

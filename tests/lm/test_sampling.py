@@ -69,9 +69,9 @@ def test_drawn_tokens_follow_the_distribution() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"temperature": -1.0}, "temperature must be at least 0"),
-        ({"temperature": float("nan")}, "temperature must be at least 0"),
-        ({"top_k": 0}, "top_k at least 1"),
+        ({"temperature": -1.0}, "temperature is -1.0; it must be at least 0"),
+        ({"temperature": float("nan")}, "temperature is nan; it must be at least 0"),
+        ({"top_k": 0}, "top_k is 0; it must be at least 1"),
         ({"top_p": 0.0}, "top_p is 0.0; it must be above 0 and at most 1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; it must be above 0"),
     ],

@@ -14,7 +14,7 @@ from unmix.coder.identity import IdentityCoder
 from unmix.coder.sparse_coder import SparseCoder
 from unmix.core.errors import ModelError
 from unmix.core.policy import InputPolicy, ModelFingerprint
-from unmix.lm import LanguageModel, Set
+from unmix.lm import Add, LanguageModel, Set
 from unmix.lm.points import LAYER_POINTS
 from unmix.lm.splice import error_mode
 
@@ -101,6 +101,26 @@ def test_perfect_reconstruction_and_kept_error_leave_logits_alone(family: str) -
             torch.testing.assert_close(bound.raw(tokens), before)
 
 
+@pytest.mark.parametrize(
+    ("family", "hook"),
+    [
+        ("gpt2", "blocks.1.resid_pre~centred"), ("gpt2", "blocks.1.resid_mid"), ("gpt2", "blocks.1.mlp_in~normalised"),
+        ("gpt2", "blocks.1.z~unbiased"), ("granite", "blocks.1.mlp_out_post"),
+    ],
+)  # fmt: skip
+def test_a_kept_error_is_exact_where_what_is_shown_is_not_what_is_written(family: str, hook: str) -> None:
+    """With gradients, and beside a position that an intervention moves."""
+    lm, tokens = tiny(family), some_tokens(1, 6)
+    with lm.bind(topk_coder(hook, 16), error="keep") as bound:
+        out = bound(tokens)
+        assert torch.equal(out.logits, bound.raw(tokens))
+        assert out.logits.requires_grad
+        values = out.codes[bound.bindings[0].name].values
+        assert torch.autograd.grad(out.logits.logsumexp(-1).sum(), values)[0].abs().max() > 0
+        moved = bound(tokens, interventions=[Add(latent=2, value=4.0, where=[4])]).logits
+    assert torch.equal(moved[:, :4], out.logits[:, :4]) and not torch.equal(moved[:, 4], out.logits[:, 4])
+
+
 def test_a_transcoder_reads_one_hook_and_writes_another() -> None:
     lm, tokens = tiny("gemma2"), some_tokens()
     coder = LinearCoder("blocks.1.mlp_in", 16, "blocks.1.mlp_out_post")
@@ -134,7 +154,7 @@ def test_a_coder_that_writes_before_it_has_read_is_refused_before_any_pass() -> 
         "one forward pass cannot splice it"
     )
     seen = LinearCoder("blocks.1.resid_post~centred", 16, "blocks.0.resid_post~centred", name="seen")
-    with pytest.raises(ModelError, match="'seen' writes blocks.0.resid_post~centred before"), lm.bind(seen):
+    with pytest.raises(ModelError, match=r"'seen' writes blocks\.0\.resid_post~centred before"), lm.bind(seen):
         pass
     paths = ("model.layers.0.mlp.act_fn@out", "model.layers.1.mlp.act_fn@out")  # their order is not known beforehand
     with lm.bind(LinearCoder(paths, 64)) as bound, pytest.raises(ModelError, match="one forward pass cannot splice"):

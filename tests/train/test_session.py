@@ -209,7 +209,7 @@ def test_published_names_become_the_hubs(
     assert asked == [("gpt2", None)]
     assert found.data is not None
     assert (found.data.source, found.data.context) == ("hf:some/dataset", 64)
-    assert found.coder.config.reads == ("blocks.3.resid_pre",)
+    assert found.coder.config.reads == ("blocks.3.resid_pre~centred",)
     found = load_session(place, source=str(texts), context=16)
     assert found.tokens(64).shape == (4, 16)
     with pytest.raises(ConfigError, match="context is 65; gpt2 takes 2 to 64 tokens"):

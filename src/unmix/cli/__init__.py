@@ -107,11 +107,23 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+class _Stderr(logging.Handler):
+    """Writes to what `sys.stderr` is now: a caller may have put another stream there since the first command."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line."""
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
+
+
 def _log_to_stderr(quiet: bool) -> None:
     logger = logging.getLogger("unmix")
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler = _Stderr()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
         logger.propagate = False

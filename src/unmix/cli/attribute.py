@@ -88,7 +88,7 @@ def _settings(asked: Words) -> tuple[Literal["latent", "position"], int]:
     per, top = asked.get("per", "latent"), asked.whole("top", 20)
     if per not in ("latent", "position"):
         raise ConfigError(f"--per {per}: allowed: latent, position")
-    if top is None or top < 1:
+    if top < 1:
         raise ConfigError(f"--top {top}: at least 1")
     needless = [name for name in _CIRCUIT if name in asked.options]
     if needless and "circuit" not in asked.options:

@@ -96,6 +96,9 @@ def _show(asked: Words) -> int:
         raise ConfigError(f"--top {top}: at least 1")
     if "position" in asked.options and "at" not in asked.options:
         raise ConfigError("--position is a place in a text: give --at TEXT too")
+    needless = [name for name in ("data", "context") if name in asked.options and "effect" not in asked.options]
+    if needless:
+        raise ConfigError(f"--{needless[0]} is of the text that latents are ablated over: give --effect TOKENS too")
     from unmix.lm.attribute.direct import check_latents, direct_logits
     from unmix.lm.attribute.jacobian import JacobianLens
     from unmix.lm.load import load_model

@@ -74,9 +74,11 @@ def attach_write(current: Pass, hook: Hook, edit: Edit, mask: Bool[Tensor, "batc
         if new.shape != shown.shape:
             raise ModelError(f"{hook.name}: the edit returned {list(new.shape)}, the activation is {list(shown.shape)}")
         new = new.to(value.device)
+        same = None if hook.direct else (new == shown).detach()
         new = new if view is None else view.undo(new, x)
         new = new if hook.base is None else new - before[-1]
         new = (new if hook.scale == 1.0 else new / hook.scale).to(value.dtype)
+        new = new if same is None else _exactly(part, new, same)
         if mask is not None:
             new = torch.where(mask.unsqueeze(-1), new, part)
         if hook.heads_apart and hook.head is None:
@@ -86,6 +88,11 @@ def attach_write(current: Pass, hook: Hook, edit: Edit, mask: Bool[Tensor, "batc
         return put_slice(_flat(hook, value), _columns(hook, value), new).view(value.shape)
 
     current.write(hook.write, handler)
+
+
+def _exactly(part: Tensor, new: Tensor, same: Tensor) -> Tensor:
+    """`new`, but `part` to the bit where the edit changed nothing: on the way there and back it was rounded."""
+    return torch.where(same, part.detach() + (new - new.detach()) if new.requires_grad else part, new)
 
 
 def _flat(hook: Hook, value: Tensor) -> Tensor:

@@ -155,8 +155,8 @@ def _continued(bound: BoundModel, before: Sequence[int], new: Sequence[int]) -> 
     return bound.lm.decode([*before, *new])[len(bound.lm.decode(before)) :]
 
 
-def _pieces(bound: BoundModel, before: Sequence[int], steps: Iterator[Tensor], stops: Sequence[int]) -> Iterator[str]:
-    ids = list(before)
+def _pieces(bound: BoundModel, tail: Sequence[int], steps: Iterator[Tensor], stops: Sequence[int]) -> Iterator[str]:
+    ids = list(tail)
     settled, given = 0, len(ids)
     for step in steps:
         token = int(step[0])

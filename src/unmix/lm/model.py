@@ -355,9 +355,9 @@ class LanguageModel:
         vectors alone. `error="drop"`: reconstructions replace activations. `"keep"`: the error of the reconstruction is
         added back as a constant, so that only interventions change anything. `interventions` hold for every pass
         inside. `where="prompt"` splices at positions of the prompt only ("generated" and given ones likewise); those
-        that a coder's policy masks are left alone in any case. `distributions` (a coder's index, what `measure_latents` gives,
-        or {name: either}) tells how strongly latents fire, for quantiles and means. `policy` takes the place of the
-        coders' own: how text is fed, and which positions pass by untouched.
+        that a coder's policy masks are left alone in any case. `distributions` (a coder's index, what
+        `measure_latents` gives, or {name: either}) tells how strongly latents fire, for quantiles and means. `policy`
+        takes the place of the coders' own: how text is fed, and which positions pass by untouched.
         Other bindings, nested or in other threads, are not disturbed. Raises `ModelError` before anything runs
         where a coder or an intervention does not fit.
         """

@@ -189,7 +189,8 @@ def fit_length(learner: Learner, source: ActivationSource) -> None:
         up += float((y * (step.target - coder.b_dec)).sum())
         down += float(y.square().sum())
     if up > 0 and down > 0:
-        coder.W_enc.mul_(up / down)
+        # Three digits are enough, and the same whatever the order in which ranks have added up.
+        coder.W_enc.mul_(float(f"{up / down:.3g}"))
 
 
 @torch.no_grad()

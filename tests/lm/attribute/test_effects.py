@@ -309,6 +309,14 @@ def test_metrics() -> None:
     assert float(early.effects[early.positions > 2].abs().max()) == 0
 
 
+def test_a_limit_leaves_out_what_cannot_reach_the_metric() -> None:
+    model = (tiny("llama"), topk_coder("blocks.1.resid_post", 16))
+    every = attribute(model, TOKENS, 5, position=2).tables["blocks.1.resid_post"]
+    some = attribute(model, TOKENS, 5, position=2, method="patch", limit=10_000).tables["blocks.1.resid_post"]
+    assert torch.equal(some.effects.isfinite(), every.effects != 0)
+    assert bool((some.positions[some.effects.isfinite()] <= 2).all())
+
+
 def test_a_limit_measures_the_strongest() -> None:
     lm = tiny("llama")
     model = (lm, topk_coder("blocks.1.resid_post", 16))

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -309,10 +311,33 @@ def test_arguments_are_checked_before_any_pass() -> None:
 
 def test_the_picture_shows_nodes_edges_and_hostile_text(tmp_path: Path) -> None:
     graph = replace(chain(), tokens=("<script>",))
-    graph = replace(graph, nodes=(replace(graph.nodes[0], token="<b>"), *graph.nodes[1:]))
+    # A form feed is a token of many vocabularies and no character of XML.
+    graph = replace(graph, nodes=(replace(graph.nodes[0], token="<b>"), *graph.nodes[1:]), prompt="a\x0cb\x01")
     graph.picture(tmp_path / "g.svg")
     text = (tmp_path / "g.svg").read_text()
     assert text.count("<path") == 4
     assert text.count("<rect") == 5
     assert "<b>" not in text
     assert "&lt;b&gt;" in text
+    ElementTree.fromstring(text)
+
+
+def test_an_edge_in_one_column_goes_past_the_boxes_between(tmp_path: Path) -> None:
+    nodes = (
+        Node("embedding", -1, 0, 4, token="a"),
+        Node("latent", 0, 0, 3, "l0"),
+        Node("logit", 1, 0, 8, token="b", probability=0.5),
+    )
+    AttributionGraph("a", ("a",), "m", 1, nodes, (Edge(0, 1, 1.0), Edge(0, 2, 1.0))).picture(tmp_path / "g.svg")
+    root = ElementTree.fromstring((tmp_path / "g.svg").read_text())
+    paths = [path.attrib["d"] for path in root.iter("{http://www.w3.org/2000/svg}path")]
+    columns = [sorted({float(point.split(",")[0]) for point in re.findall(r"[\d.]+,[\d.]+", d)}) for d in paths]
+    assert sorted(len(xs) for xs in columns) == [1, 2]
+
+
+def test_a_target_is_taken_against_the_graphs_token() -> None:
+    lm = tiny("llama")
+    replacement = LocalReplacement(lm, CODERS, TOKENS)
+    logits = lm.logits(TOKENS.unsqueeze(0))[0, -1]
+    node = Node("logit", 3, 8, 7, token="x", probability=0.5)
+    assert target_of(replacement, node, 9).value == pytest.approx(float(logits[7] - logits[9]), rel=1e-3)

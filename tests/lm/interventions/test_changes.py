@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from lm.fakes import LinearCoder, topk_coder
 from lm.families import some_tokens, tiny
 from unmix.coder.codes import Codes
-from unmix.core.errors import ConfigError, ModelError
-from unmix.lm import Ablate, Add, Clamp, Fires, LatentDistribution, Multiply, Set
+from unmix.core.errors import ConfigError, DataError, ModelError
+from unmix.lm import Ablate, Add, Clamp, Fires, LatentDistribution, Multiply, Set, measure_latents
 from unmix.lm.interventions.changes import LatentFacts, apply_all
 from unmix.lm.interventions.places import Span, checked_range
 
@@ -252,3 +253,16 @@ def test_a_latent_out_of_range() -> None:
 def test_interventions_are_checked_when_made(build: object, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         build()  # type: ignore[operator]
+
+
+def test_latents_of_numpy_and_tensors_are_whole_numbers() -> None:
+    assert Set(latent=np.int64(3), value=1.0) == Set(latent=torch.tensor(3), value=1.0) == Set(latent=3, value=1.0)
+    assert Ablate(latent=np.array([3, 5])) == Ablate(latent=torch.tensor([3, 5])) == Ablate(latent=(3, 5))
+    assert type(Ablate(latent=np.int64(3)).latent) is int
+    with pytest.raises(ConfigError, match=r"latent is array\(\[3.7\]\); expected a whole number, or several"):
+        Ablate(latent=np.array([3.7]))
+
+
+def test_no_text_to_measure_on() -> None:
+    with pytest.raises(DataError, match="no text to measure latents on"):
+        measure_latents(tiny("llama"), topk_coder("layers.1", 16), [], [1])

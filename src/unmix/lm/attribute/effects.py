@@ -137,6 +137,8 @@ def patched(
         guess = gradient(wiring, tokens, metric, nodes)
         sizes = torch.cat([e.abs().reshape(-1) for e in (*guess.latents.values(), *guess.errors.values())])
         floor = float(sizes.topk(min(limit, len(sizes))).values[-1]) if limit and len(sizes) else float("inf")
+        # What cannot reach the metric (whatever comes after its position, say) is none of the strongest.
+        floor = max(floor, torch.finfo(torch.float32).tiny)
     latents: dict[str, Tensor] = {}
     for name, codes in nodes.codes.items():
         chosen = torch.arange(codes.nnz) if guess is None else (guess.latents[name].abs() >= floor).nonzero()[:, 0]

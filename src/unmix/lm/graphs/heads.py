@@ -116,13 +116,12 @@ def attention_causes(
     if not 0 <= key <= query < replacement.length:
         raise ConfigError(f"query {query}, key {key}: allowed are 0 <= key <= query < {replacement.length}")
     calls: list[AttentionCall] = []
-    copies = replacement.flow.batch
 
     def watch(at: int, call: AttentionCall) -> None:
         if at == layer:
             calls.append(call)
 
-    flow = replacement.forward(copies, watch)
+    flow = replacement.forward(replacement.copies, watch)
     (call,) = calls
     n_heads = call.query.shape[1]
     if not 0 <= head < n_heads:

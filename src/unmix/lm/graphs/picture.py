@@ -34,7 +34,7 @@ def draw(graph: AttributionGraph) -> str:
     }
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {x + 10} {height}" width="{x + 10}" height="{height}" '
-        f'role="img" font-family="sans-serif" font-size="11"><title>{escape(_title(graph))}</title>'
+        f'role="img" font-family="sans-serif" font-size="11"><title>{_safe(_title(graph))}</title>'
         f'<rect width="{x + 10}" height="{height}" fill="#ffffff"/>'
     ]
     for r, layer in enumerate(rows):
@@ -61,9 +61,14 @@ def _edges(graph: AttributionGraph, at: dict[int, tuple[int, int]]) -> list[str]
         found.append(
             f'<path d="{_path(at[edge.source], at[edge.target])}" fill="none" '
             f'stroke="{HELPS if edge.weight > 0 else HURTS}" stroke-width="{0.8 + 5 * share:.2f}" '
-            f'stroke-opacity="{0.4 + 0.5 * share**0.5:.2f}"><title>{escape(label)}</title></path>'
+            f'stroke-opacity="{0.4 + 0.5 * share**0.5:.2f}"><title>{_safe(label)}</title></path>'
         )
     return found
+
+
+def _safe(text: str) -> str:
+    """Text for SVG, which knows no control characters: a token may be one."""
+    return escape("".join(c if c.isprintable() else " " if c.isspace() else "·" for c in text))
 
 
 def _path(source: tuple[int, int], target: tuple[int, int]) -> str:
@@ -80,9 +85,9 @@ def _box(graph: AttributionGraph, i: int, x: int, y: int) -> str:
     node = graph.nodes[i]
     dash = ' stroke-dasharray="3 2"' if node.kind == "error" else ""
     return (
-        f'<g><title>{escape(_about(node))}</title><rect x="{x}" y="{y}" width="{BOX}" height="{TALL}" rx="4" '
+        f'<g><title>{_safe(_about(node))}</title><rect x="{x}" y="{y}" width="{BOX}" height="{TALL}" rx="4" '
         f'fill="{_FILL[node.kind]}" stroke="#555555"{dash}/>'
-        f'<text x="{x + BOX // 2}" y="{y + 15}" text-anchor="middle">{escape(_short(node))}</text></g>'
+        f'<text x="{x + BOX // 2}" y="{y + 15}" text-anchor="middle">{_safe(_short(node))}</text></g>'
     )
 
 

@@ -209,10 +209,13 @@ class LocalReplacement:
 
     @cached_property
     def flow(self) -> Flow:
-        """The pass that rows are taken from, as many copies of the prompt as the memory allows (at most 64)."""
-        single, size = self._measured()
-        copies = max(1, min(64, self.memory // max(1, size)))
-        return single if copies == 1 else self.forward(copies)
+        """The pass that rows are taken from."""
+        return self.forward(self.copies)
+
+    @cached_property
+    def copies(self) -> int:
+        """As many of the prompt as the memory allows a stored pass (at most 64)."""
+        return max(1, min(64, self.memory // max(1, self._measured())))
 
     def forward(
         self, copies: int, watch: Callable[[int, AttentionCall], None] | None = None, also: Sequence[str] = ()
@@ -283,8 +286,8 @@ class LocalReplacement:
             if one.coder.config.skip and write.name == hook
         ]
 
-    def _measured(self) -> tuple[Flow, int]:
-        """A pass over one copy, and the bytes that its backward pass keeps."""
+    def _measured(self) -> int:
+        """The bytes that a pass over one copy and its backward pass keep."""
         kept: dict[int, int] = {}
 
         def pack(tensor: Tensor) -> Tensor:
@@ -293,10 +296,10 @@ class LocalReplacement:
 
         weights = {p.untyped_storage().data_ptr() for p in self.lm.model.parameters()}
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            flow = self.forward(1)
+            self.forward(1)
         stream = self.length * self.lm.d_model * 4
         gradients = 2 * stream * (len(self.outputs) + 1)
-        return flow, sum(size for pointer, size in kept.items() if pointer not in weights) + gradients
+        return sum(size for pointer, size in kept.items() if pointer not in weights) + gradients
 
     def _outputs(self) -> list[str]:
         """The place where each layer's MLP is cut, in order: where its transcoder writes, else the module's output."""

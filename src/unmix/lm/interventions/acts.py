@@ -7,9 +7,10 @@ it. Giving a value to a latent that was silent lengthens the token's row; it nev
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self, SupportsIndex, cast
 
 from unmix.core.errors import ConfigError
 from unmix.lm.interventions.places import Where, checked_where
@@ -39,15 +40,14 @@ class Intervention:
 class LatentIntervention(Intervention):
     """What is done to one latent, or to several at once."""
 
-    latent: int | Sequence[int]
+    latent: SupportsIndex | Sequence[SupportsIndex]
 
     fills = False
     """Whether a latent that is silent is given a value too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.latent, int):
-            object.__setattr__(self, "latent", tuple(int(latent) for latent in self.latent))
+        object.__setattr__(self, "latent", _whole(self.latent))
         if not self.latents:
             raise ConfigError(f"{type(self).__name__} names no latent")
         if min(self.latents) < 0:
@@ -59,7 +59,7 @@ class LatentIntervention(Intervention):
     @property
     def latents(self) -> tuple[int, ...]:
         """The latents, one or several."""
-        return (self.latent,) if isinstance(self.latent, int) else tuple(self.latent)
+        return (self.latent,) if isinstance(self.latent, int) else cast("tuple[int, ...]", self.latent)
 
     def _amount(self, name: str) -> None:
         """Check the field `name`: one finite number, or as many as there are latents, which become a tuple."""
@@ -78,6 +78,18 @@ class LatentIntervention(Intervention):
                 )
         if not all(math.isfinite(number) for number in numbers):
             raise ConfigError(f"{type(self).__name__}: {name} is {given}, which is not finite")
+
+
+def _whole(given: Any) -> int | tuple[int, ...]:
+    """One latent or several, of NumPy and tensors too; `ConfigError` for anything but whole numbers."""
+    try:
+        return operator.index(given)
+    except TypeError:
+        pass
+    try:
+        return tuple(operator.index(latent) for latent in given)
+    except TypeError:
+        raise ConfigError(f"latent is {given!r}; expected a whole number, or several") from None
 
 
 def each(amount: Amount, n: int) -> list[float]:
