@@ -274,3 +274,10 @@ def test_what_has_no_heads() -> None:
         head_sources(tiny("llama"), topk_coder("blocks.1.resid_post", 16), 1, TOKENS[:1])
     with pytest.raises(ModelError, match="DFA takes one prompt"):
         head_sources(tiny("llama"), topk_coder("blocks.1.z", 16), 1, TOKENS)
+
+
+def test_a_coder_that_writes_before_it_has_read_is_refused() -> None:
+    lm = tiny("llama")
+    hooks = ("blocks.0.resid_post", "blocks.1.resid_post")
+    with pytest.raises(ModelError, match="before the model has reached"):
+        ablation_effect(lm, LinearCoder(hooks, 32, hooks, d_out=32), [0], some_tokens(2, 6))

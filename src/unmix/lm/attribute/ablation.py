@@ -14,7 +14,7 @@ from unmix.lm.attribute.direct import check_latents
 from unmix.lm.contexts import Contexts, as_contexts, read_batch
 from unmix.lm.forward import attach_read, attach_write, run
 from unmix.lm.sites import Pass
-from unmix.lm.splice import Coder, make_bindings
+from unmix.lm.splice import Coder
 
 if TYPE_CHECKING:
     from unmix.lm.model import LanguageModel
@@ -70,7 +70,8 @@ def ablation_effect(
     contexts.
     """
     ids = check_latents(coder, latents)
-    (binding,) = make_bindings(lm, {"coder": coder})
+    with lm.bind({"coder": coder}) as bound:  # refuses, before any pass, what one pass cannot splice
+        (binding,) = bound.bindings
     source = as_contexts(data, coder.config.input_policy)
     chosen = source.contexts_of("evaluate")[:contexts]
     if not len(chosen) or batch < 1 or n < 1:
