@@ -19,14 +19,16 @@ latents = index[coder.name]
 # %% [markdown]
 # ## Choose a latent
 #
-# From the index: latents that fire on one word in a thousand or so, with the words that they fire on.
+# From the index: which latents fire on a word? For each its strongest tokens, so that one can be chosen by eye.
 
 # %%
 PROMPT = "The best thing about this place is"
-common = [i for i in latents.ranking("frequency").tolist() if latents.frequency[i] < 5e-3][:8]
-for latent in common:
-    words = [t.string for t in latents[latent].top_tokens(5)]
-    print(f"{latent:5d}  fires on {latents.frequency[latent]:.2%}  {words}")
+WORD = " server"
+(token,) = lm.tokenizer.encode(WORD, add_special_tokens=False)
+hits = latents.search_token(token)[:6]
+for hit in hits:
+    words = [t.string for t in latents[hit.latent].top_tokens(5)]
+    print(f"{hit.latent:5d}  fires on {latents.frequency[hit.latent]:.2%}  {words}")
 
 # %% [markdown]
 # ## Before and after
@@ -34,7 +36,7 @@ for latent in common:
 # `Set` at generated positions, in the units of the latent: a few times the largest value it takes by itself.
 
 # %%
-latent = common[0]
+latent = hits[0].latent
 largest = float(latents.max[latent])
 with lm.bind(coder, error="keep") as bound:
     print("as it is :", bound.generate(PROMPT, 24))

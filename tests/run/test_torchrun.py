@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -62,7 +63,11 @@ def pid_of_rank(launcher: int, rank: int) -> int:
 def test_two_ranks_train_what_one_process_trains_and_survive_a_kill(
     run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Weights to the rounding of 234 steps, though a rank was killed on the way; only rank 0 prints."""
+    """The same training, though a rank was killed on the way; only rank 0 prints.
+
+    In float32 sums over ranks are rounded in another order, and over 136 steps that tips a choice between two latents
+    now and then (by 8e-4 in the end, of weights up to 0.6); tests/train/parallel holds the mesh to 1e-10 in float64.
+    """
     assert main(["train", str(run_file), "--out", str(tmp_path / "one"), "--quiet"]) == 0
     mesh = ("--parallel.dictionary", "2", "--parallel.timeout", "20")
     command = torchrun(run_file, tmp_path / "killed", *mesh)
@@ -85,7 +90,11 @@ def test_two_ranks_train_what_one_process_trains_and_survive_a_kill(
     assert again.stderr.count("train: started") == 1
     one, two = (load_native(tmp_path / name / "coders" / "layers.1") for name in ("one", "killed"))
     for name, tensor in one.state_dict().items():
-        torch.testing.assert_close(two.state_dict()[name], tensor, rtol=1e-4, atol=1e-4, msg=name)
+        torch.testing.assert_close(two.state_dict()[name], tensor, rtol=0, atol=5e-3, msg=name)
+    logs = [next((tmp_path / name / "training").rglob("metrics.jsonl")) for name in ("one", "killed")]
+    mine, theirs = ([json.loads(line)["fvu"] for line in log.read_text(encoding="utf-8").splitlines()] for log in logs)
+    assert mine[:2] == pytest.approx(theirs[:2], rel=1e-6)
+    assert mine == pytest.approx(theirs, rel=2e-3)
     capsys.readouterr()
 
 

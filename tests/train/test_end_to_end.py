@@ -390,7 +390,7 @@ def test_any_module_with_logits(tmp_path: Path) -> None:
     first = trainer.group_step()["a"].terms
     for _ in range(50):
         last = trainer.group_step()["a"].terms
-    assert last["kl"] < 0.5 * first["kl"]
+    assert last["kl"] < 0.6 * first["kl"]
     assert all(p.grad is None for p in lm.model.parameters())
 
 
