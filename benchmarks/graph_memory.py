@@ -1,6 +1,6 @@
 """Memory of an attribution graph at a long context: `python -m benchmarks.graph_memory --tokens 4096`.
 
-The demo's model in float32 with a transcoder on each of its 30 layers (random weights: memory does not depend on them),
+The demo's model (float32 unless `--dtype` says otherwise) with a transcoder on each of its 30 layers (random weights: memory does not depend on them),
 the logits' rows and those of the most influential latents. Prints the process's peak, so nothing else runs in it.
 """
 
@@ -30,8 +30,9 @@ def main() -> None:
     words.add_argument("--k", type=int, default=16)
     words.add_argument("--n-latents", type=int, default=2304)
     words.add_argument("--memory", type=float, default=2.0, help="GiB for the stored pass")
+    words.add_argument("--dtype", default="float32")
     given = words.parse_args()
-    lm = load_model("builtin:smollm2", dtype="float32")
+    lm = load_model("builtin:smollm2", dtype=given.dtype)
     coders = [_transcoder(layer, lm.d_model, given.n_latents, given.k) for layer in range(lm.n_layers)]
     text = " ".join(document.text for document, _ in zip(open_corpus(DataConfig()), range(200), strict=False))
     tokens = lm.encode_text(text)[: given.tokens]

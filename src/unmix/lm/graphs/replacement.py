@@ -9,6 +9,7 @@ through another MLP. (Ameisen et al. 2025, "Circuit Tracing: Revealing Computati
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ from unmix.lm.tokens import policy_mask
 if TYPE_CHECKING:
     from unmix.lm.model import LanguageModel
     from unmix.lm.points import Hook
-    from unmix.lm.sites import Pass
+    from unmix.lm.sites import Pass, Site
 
 EMBEDDINGS = "blocks.0.resid_pre"
 LAST = "final_norm"
@@ -244,6 +245,9 @@ class LocalReplacement:
                 attach_write(current, self.lm.hook(hook), self._leaf(hook, leaves, reads))
             for name, hook in wanted.items():
                 self._read(current, hook, lambda x, name=name: reads.__setitem__(name, x))
+            for site in self._mlp_inputs:
+                # Its output is cut, so a graph of what happens inside would be kept for nothing.
+                current.write(site, lambda x: x.detach())
 
         tokens = self.tokens.unsqueeze(0).expand(copies, -1)
         with torch.enable_grad(), watching(hold):
@@ -254,12 +258,25 @@ class LocalReplacement:
 
     def _read(self, current: Pass, hook: Hook, sink: Callable[[Tensor], None]) -> None:
         """As `attach_read`; what a norm makes of its input before its gain comes from the norm that is held."""
-        if hook.view is None or not hook.view.apart:
+        if hook.view is not None and hook.view.apart:
+            parts = self.norms[hook.read.path]
+            gain = parts.gain.where(parts.gain != 0, torch.inf)
+            plain = self.lm.hook(hook.name.partition("~")[0])
+            self._read(current, plain, lambda y: sink((y - parts.bias) / gain))
+        elif hook.read in self._mlp_inputs and hook.head is None:
+            # Readers come after every writer, and the last of those takes the gradient away.
+            current.write(hook.read, lambda x: sink(x if hook.view is None else hook.view.show(x)))
+        else:
             attach_read(current, hook, sink)
-            return
-        parts = self.norms[hook.read.path]
-        gain = parts.gain.where(parts.gain != 0, torch.inf)
-        attach_read(current, self.lm.hook(hook.name.partition("~")[0]), lambda y: sink((y - parts.bias) / gain))
+
+    @cached_property
+    def _mlp_inputs(self) -> set[Site]:
+        """What each layer's MLP is handed."""
+        found: set[Site] = set()
+        for layer in range(self.lm.n_layers):
+            with suppress(ModelError):
+                found.add(self.lm.hook(f"blocks.{layer}.mlp_in").read)
+        return found
 
     def _leaf(self, hook: str, leaves: dict[str, Tensor], reads: dict[str, Tensor]) -> Edit:
         """An edit that cuts the gradient at a written place, and lets transcoders' linear skips through."""
