@@ -1,7 +1,8 @@
 """Memory of an attribution graph at a long context: `python -m benchmarks.graph_memory --tokens 4096`.
 
-The demo's model (float32 unless `--dtype` says otherwise) with a transcoder on each of its 30 layers (random weights: memory does not depend on them),
-the logits' rows and those of the most influential latents. Prints the process's peak, so nothing else runs in it.
+The demo's model (float32 unless `--dtype` says otherwise) with a transcoder on each of its 30 layers (random weights:
+memory does not depend on them), the logits' rows and those of the most influential latents. Prints the process's peak,
+so nothing else runs in it.
 """
 
 from __future__ import annotations
