@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from unmix.coder import reference, sparse
 from unmix.coder.activations.selection import BatchTopKSelector, _likely_border, top_lowest
 from unmix.coder.sparse_coder import SparseCoder
 
+from .largest import Largest
 from .makers import ACTIVATIONS, cases, make_coder, make_input
 
 
@@ -161,21 +161,6 @@ def test_other_dtypes(name: str, dtype: torch.dtype) -> None:
     assert bool(torch.isfinite(coder.W_enc.grad).all())
 
 
-class _Largest(TorchDispatchMode):
-    """Remembers the largest tensor that any operation returned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(value, Tensor):
-                self.numel = max(self.numel, value.numel())
-        return result
-
-
 @pytest.mark.parametrize("name", [name for name in ACTIVATIONS if name != "identity"])
 def test_nothing_dense_is_made_beyond_a_tile(name: str) -> None:
     """Forward and backward hold no `[tokens, latents]` tensor; the largest one is the tile being scored."""
@@ -184,7 +169,7 @@ def test_nothing_dense_is_made_beyond_a_tile(name: str) -> None:
     with torch.no_grad():
         coder.b_enc -= 8  # few latents fire, as in a trained coder
     x = make_input(rows, d, "normal").requires_grad_()
-    with _Largest() as seen:
+    with Largest() as seen:
         out = coder(x)
         out.reconstruction.sum().backward()
     assert out.codes.nnz < rows * F // 16

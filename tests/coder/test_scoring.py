@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from unmix.coder import scoring, sparse
 from unmix.coder.activations.selection import Selector, ThresholdSelector, TopKSelector
@@ -17,6 +16,7 @@ from unmix.coder.certified import group_size
 from unmix.coder.scoring import Product, Screen, below, hits, kth_largest, two_least
 from unmix.coder.sparse_coder import SparseCoder
 
+from .largest import Largest
 from .makers import make_coder
 
 Problem = tuple[Tensor, Tensor, Tensor, Tensor | None]
@@ -367,26 +367,11 @@ def test_gradients_are_those_of_the_float32_path(name: str, gate_space: str) -> 
         torch.testing.assert_close(low[key], full[key], rtol=0, atol=1e-5 * size, msg=lambda m, n=key: f"{n}: {m}")
 
 
-class _Largest(TorchDispatchMode):
-    """Remembers the largest tensor that any operation returned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(value, Tensor):
-                self.numel = max(self.numel, value.numel())
-        return result
-
-
 @pytest.mark.parametrize("problem", ["plain", "zeros", "whole"])
 def test_nothing_dense_is_made_beyond_a_tile(problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither where all is well nor where everything ties."""
     monkeypatch.setattr(sparse, "TILE_BYTES", 1)
     given = make(problem, 600, 8, 1024, 0)
-    with _Largest() as seen:
+    with Largest() as seen:
         select("bfloat16", given, best(2, "signed"))
     assert seen.numel <= 16 * 1024 * 2 < 600 * 1024 // 16

@@ -62,11 +62,8 @@ def vectors_of(replacement: LocalReplacement, node: Node) -> dict[str, Tensor]:
         hook = next(h for h in replacement.outputs if split_name(h)[1] == node.layer)
         return {hook: replacement.errors[hook][node.position]}
     transcoder = coder_of(replacement, node)
-    active = replacement.active[transcoder.name]
-    which = ((active.latents == node.latent) & (active.positions == node.position)).nonzero().squeeze(-1)
-    if not len(which):
-        raise ConfigError(f"latent {node.latent} of {transcoder.name!r} is silent at position {node.position}")
-    parts = transcoder.parts(written(transcoder.coder, active, which))
+    which = _entry(replacement, transcoder, node)
+    parts = transcoder.parts(written(transcoder.coder, replacement.active[transcoder.name], which))
     return {hook.name: part[0] for hook, part in zip(transcoder.writes, parts, strict=True)}
 
 
@@ -80,10 +77,7 @@ def target_of(replacement: LocalReplacement, node: Node, against: int | None = N
     if node.kind != "latent":
         raise ConfigError(f"node {node.id} is no latent and no logit: nothing acts on it")
     transcoder = coder_of(replacement, node)
-    active = replacement.active[transcoder.name]
-    which = ((active.latents == node.latent) & (active.positions == node.position)).nonzero().squeeze(-1)
-    if not len(which):
-        raise ConfigError(f"latent {node.latent} of {transcoder.name!r} is silent at position {node.position}")
+    which = _entry(replacement, transcoder, node)
     return replacement.latent_target(replacement.starts[f"coder {transcoder.name}"] + int(which[0]))
 
 
@@ -94,6 +88,15 @@ def coder_of(replacement: LocalReplacement, node: Node) -> Transcoder:
             return transcoder
     names = ", ".join(one.name for one in replacement.transcoders)
     raise ConfigError(f"node {node.id} belongs to coder {node.coder!r}; here are {names}")
+
+
+def _entry(replacement: LocalReplacement, transcoder: Transcoder, node: Node) -> Tensor:
+    """The number [1] of a latent's node in its coder's `Active`; `ConfigError` where the latent is silent there."""
+    active = replacement.active[transcoder.name]
+    which = ((active.latents == node.latent) & (active.positions == node.position)).nonzero().squeeze(-1)
+    if not len(which):
+        raise ConfigError(f"latent {node.latent} of {transcoder.name!r} is silent at position {node.position}")
+    return which
 
 
 def _against(token: int | None) -> Tensor | None:

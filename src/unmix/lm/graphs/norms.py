@@ -52,8 +52,7 @@ class _Frozen(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, parts: LinearNorm) -> Tensor:
         x32 = x.float()
-        centred = x32 - x32.mean(-1, keepdim=True) if parts.centred else x32
-        plain = centred * parts.gain
+        plain = parts.centre(x32) * parts.gain
         # y − β is r·plain: least squares gives r back whatever the module's eps is, and 0 for a token of zeros.
         size = plain.square().sum(-1, keepdim=True)
         r = ((y.float() - parts.bias) * plain).sum(-1, keepdim=True) / size.clamp_min(1e-30)
@@ -64,8 +63,7 @@ class _Frozen(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (r,) = ctx.saved_tensors
-        grad = grads[0].float() * ctx.parts.gain * r
-        grad = grad - grad.mean(-1, keepdim=True) if ctx.parts.centred else grad
+        grad = ctx.parts.centre(grads[0].float() * ctx.parts.gain * r)
         return grad.to(grads[0].dtype), None, None
 
 
