@@ -102,8 +102,8 @@ def _times(amount: Amount, factor: float) -> Amount:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Set(LatentIntervention):
-    """The latent is `value`, whether it fired or not."""
+class _Valued(LatentIntervention):
+    """Gives latents a value each, silent ones too."""
 
     value: Amount
     units: Units = "latent"
@@ -117,28 +117,18 @@ class Set(LatentIntervention):
         _check_units(self.units)
 
     def scaled(self, strength: float) -> Self:
-        """Set to `strength` times the value."""
+        """With `strength` times the value."""
         return replace(self, value=_times(self.value, strength))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Add(LatentIntervention):
+class Set(_Valued):
+    """The latent is `value`, whether it fired or not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Add(_Valued):
     """`value` is added, to 0 where the latent is silent."""
-
-    value: Amount
-    units: Units = "latent"
-    evict: bool = False
-    """As for `Set`."""
-    fills = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._amount("value")
-        _check_units(self.units)
-
-    def scaled(self, strength: float) -> Self:
-        """Add `strength` times the value."""
-        return replace(self, value=_times(self.value, strength))
 
 
 @dataclass(frozen=True, kw_only=True)
