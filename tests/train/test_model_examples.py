@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from unmix.core.errors import ModelError
@@ -16,19 +15,6 @@ from unmix.run.public import train
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = {"e2e": {"kl"}, "e2e-downstream": {"kl", "downstream"}, "kl-finetune": {"kl"}}
-
-
-@pytest.fixture(scope="module")
-def model_folder(tiny_tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three layers, width 16, the tiny tokenizer; random weights from a fixed seed."""
-    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
-
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    sizes = {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 64, "vocab_size": 512}
-    GPT2LMHeadModel(GPT2Config(bos_token_id=1, eos_token_id=0, **sizes)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_tokenizer_folder).save_pretrained(folder)
-    return folder
 
 
 def shrunk(name: str, model_folder: Path, folder: Path) -> dict[str, Any]:
