@@ -9,8 +9,9 @@ from torch import Tensor
 from unmix.coder import dense_path, sparse
 from unmix.coder.codes import offsets_of
 
+from .largest import Largest
 from .makers import ACTIVATIONS, make_coder, make_input
-from .test_fast_path import _Largest, value_and_gradients
+from .test_fast_path import value_and_gradients
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_half_of_the_latents_firing_makes_no_dense_tensor_of_the_batch(monkeypat
     with torch.no_grad():
         coder.b_enc.copy_(-0.5 * coder.W_enc.norm(dim=-1))
     x = make_input(800, 4, "normal").requires_grad_()
-    with _Largest() as seen:
+    with Largest() as seen:
         out = coder(x)
         out.reconstruction.sum().backward()
     assert out.codes.nnz > dense_path.FORWARD * 800 * 256

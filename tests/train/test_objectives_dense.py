@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from coder.largest import Largest
 from coder.makers import make_coder, make_input
-from coder.test_fast_path import _Largest
 from unmix.coder import sparse
 from unmix.coder.sparse_coder import SparseCoder
 from unmix.core.errors import ConfigError
@@ -202,6 +202,6 @@ def test_no_term_makes_anything_dense_beyond_a_tile(name: str) -> None:
     specs = tuple({spec.term: spec for spec in specs_of(name)}.values())
     learner = learner_of(coder, specs, list(range(0, n, 32)))
     x = make_input(rows, 4, "normal")
-    with _Largest() as seen:
+    with Largest() as seen:
         learner.loss(learner.forward(x, x))[0].backward()
     assert seen.numel <= rows * n // 4
