@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -159,6 +159,7 @@ def test_each_problem_over_several_tiles(problem: str, rule: str, monkeypatch: p
     n=st.integers(1, 60), d=st.integers(2, 70), F=st.integers(3, 300), share=st.floats(0, 0.02),
     seed=st.integers(0, 999),
 )  # fmt: skip
+@example(problem="outlier", on_scores=False, per_latent=False, n=1, d=10, F=64, share=0.0, seed=11)
 def test_thresholds_are_passed_by_the_same_latents(
     problem: str, on_scores: bool, per_latent: bool, n: int, d: int, F: int, share: float, seed: int
 ) -> None:

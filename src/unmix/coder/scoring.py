@@ -46,6 +46,8 @@ NEEDED = "_linear_pointwise"
 """The operation of torch's that oneDNN's product goes by."""
 NARROW = 64
 """Latents below which matrix kernels may sum in another order for another number of rows (seen below 16)."""
+LEAST_ROWS = 16
+"""Rows below which matrix kernels may sum in another order for another number of rows (seen below 12)."""
 
 _scoring: ContextVar[Scoring] = ContextVar("unmix_scoring", default="auto")
 
@@ -96,9 +98,9 @@ def count(rows: int, again: int) -> None:
 def worthwhile(x: Tensor, W: Tensor) -> bool:
     """Whether candidates should come from a bfloat16 product: asked for, or faster on this machine at this size."""
     kind = _scoring.get()
-    if kind == "exact" or not (x.dtype == W.dtype == torch.float32 and x.device.type == "cpu" and x.shape[0]):
+    if kind == "exact" or not (x.dtype == W.dtype == torch.float32 and x.device.type == "cpu"):
         return False
-    if W.shape[0] < NARROW:
+    if x.shape[0] < LEAST_ROWS or W.shape[0] < NARROW:
         return False
     return kind == "bfloat16" or (x.shape[0] * W.numel() >= WORTH and _multiplies_bfloat16())
 

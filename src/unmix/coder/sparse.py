@@ -19,12 +19,10 @@ from unmix.coder import dense_path
 from unmix.coder.activations.selection import Selector, ThresholdSelector, TopKSelector
 from unmix.coder.certified import Corner, Dots, Paths, TopKRule, above, group_size, top_k
 from unmix.coder.codes import offsets_of
-from unmix.coder.scoring import Screen, scoring, worthwhile
+from unmix.coder.scoring import LEAST_ROWS, Screen, scoring, worthwhile
 
 TILE_BYTES = 32 * 2**20
 """Size of the scored tile. Small enough to stay near the cache, large enough for a full-speed product."""
-LEAST_ROWS = 16
-"""Rows of the smallest tile."""
 BLOCK_BYTES = 2 * 2**20
 """Size of the part of the left rows that `many_pair_dots` keeps near."""
 
@@ -37,8 +35,8 @@ def tile_rows(n_latents: int, element_bytes: int) -> int:
 def tile_lengths(rows: int, step: int) -> list[int]:
     """Tiles of `step` rows; a remainder of fewer than 16 joins the last one.
 
-    Products of one to three rows run through another kernel, which sums in another order: a row's scores would depend
-    on where tiles happen to end. From five rows up they were found the same to the bit, whatever the number.
+    Products of a few rows run through another kernel, which sums in another order: a row's scores would depend on
+    where tiles happen to end. From twelve rows up they were found the same to the bit, whatever the number.
     """
     lengths = [step] * (rows // step)
     rest = rows - step * len(lengths)
