@@ -37,10 +37,11 @@ demo: $(VENV)/.installed $(VENV)/.weights ## the whole tour on one small languag
 test: $(VENV)/.developing $(VENV)/.weights ## the test-suite
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
-check: $(VENV)/.developing ## lint, format, types, architecture
+check: $(VENV)/.developing ## lint, format, types, architecture, and that every test can be imported
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/python -m pytest -qqq --collect-only
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
 format: $(VENV)/.developing ## apply what ruff can mend

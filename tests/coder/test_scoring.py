@@ -320,14 +320,15 @@ def test_groups_leave_four_maxima_for_each_of_k(F: int, k: int, size: int) -> No
 
 
 def test_scoring_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By size and processor, or by hand; other dtypes and empty batches never go low."""
+    """By size and processor, or by hand; other dtypes and a handful of rows or latents never go low."""
     x, W = torch.zeros(4096, 64), torch.zeros(1024, 64)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert scoring.worthwhile(x, W)
     assert not scoring.worthwhile(x[:100], W)
     assert not scoring.worthwhile(x.double(), W.double())
     with scoring.scoring("bfloat16"):
-        assert scoring.worthwhile(x[:1], W)
+        assert scoring.worthwhile(x[:16], W)
+        assert not scoring.worthwhile(x[:15], W)
         assert not scoring.worthwhile(x[:0], W)
         assert not scoring.worthwhile(x, W[:63])
     with scoring.scoring("exact"):
