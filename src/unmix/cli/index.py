@@ -1,21 +1,17 @@
-"""`unmix index`: a run file up to the latent index; `unmix index stats FOLDER` shows figures of one."""
+"""`unmix index`: build a latent index, or look at, join, mend and exchange finished ones."""
 
 from __future__ import annotations
 
-import json
-import sys
+import importlib
 
 from unmix.cli._run import run_until
-from unmix.core.errors import ConfigError
+
+SUBCOMMANDS = ("stats",)
+"""Each lives in `cli/_index_NAME.py` and is a function `command(arguments) -> int`, as every command."""
 
 
 def command(arguments: list[str]) -> int:
-    """Build, or show statistics."""
-    if arguments and arguments[0] == "stats":
-        if len(arguments) != 2:
-            raise ConfigError("usage: unmix index stats FOLDER")
-        from unmix.index import open_index, stats
-
-        sys.stdout.write(json.dumps(stats(open_index(arguments[1])), indent=2) + "\n")
-        return 0
+    """A subcommand, or a run file up to the index."""
+    if arguments and arguments[0] in SUBCOMMANDS:
+        return int(importlib.import_module(f"unmix.cli._index_{arguments[0]}").command(arguments[1:]))
     return run_until("index", arguments)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class IndexBatch:
     """Bool [batch, context], True where the position counts."""
     codes: Mapping[str, CodesLike]
     """By coder name; rows are the batch's positions in order."""
+    slices: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
+    """By slicing: number of the value that each position belongs to [batch, context]."""
 
 
 def build_index(
@@ -44,6 +46,7 @@ def build_index(
     vocab: Sequence[str] | None = None,
     vocab_size: int | None = None,
     roles: Sequence[str] = ROLES,
+    slices: Mapping[str, Sequence[str]] | None = None,
     total_tokens: int = 0,
     budget_bytes: int = DEFAULT_BUDGET,
 ) -> LatentIndex:
@@ -52,11 +55,12 @@ def build_index(
     `coders` gives the number of latents of each coder; `total_tokens` only scales the progress shown.
     """
     writer = IndexWriter(
-        folder, coders, context, meta, vocab=vocab, vocab_size=vocab_size, roles=roles, budget_bytes=budget_bytes
-    )
+        folder, coders, context, meta, vocab=vocab, vocab_size=vocab_size, roles=roles, slices=slices,
+        budget_bytes=budget_bytes,
+    )  # fmt: skip
     with writer, task("index", total_tokens) as progress:
         for batch in batches:
-            writer.add(batch.tokens, batch.roles, batch.documents, batch.mask, batch.codes)
+            writer.add(batch.tokens, batch.roles, batch.documents, batch.mask, batch.codes, batch.slices)
             progress.advance(batch.tokens.size)
     return open_index(folder)
 

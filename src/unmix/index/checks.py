@@ -64,6 +64,28 @@ def check_batch(
     _check_range("document id", documents, 2**31, "2^31")
 
 
+def check_slicings(slices: Mapping[str, Sequence[str]]) -> None:
+    """`ConfigError` for a slicing whose name is no plain word, or with other than 1 to 256 different values."""
+    for name, values in slices.items():
+        if not name.isidentifier():
+            raise ConfigError(f"slicing {name!r}: its name must be letters, digits and underscores")
+        if not values or len(set(values)) != len(values) or len(values) > 256:
+            raise ConfigError(f"slicing {name!r} has {len(values)} values, expected 1 to 256 different names")
+
+
+def check_slices(slices: Mapping[str, np.ndarray], known: Mapping[str, Sequence[str]], shape: tuple[int, ...]) -> None:
+    """`ConfigError` where a batch's slices are not those that the writer was made for."""
+    if set(slices) != set(known):
+        raise ConfigError(f"slices were given for {sorted(slices)}, expected {sorted(known)}")
+    for name, numbers in slices.items():
+        if numbers.shape != shape or numbers.dtype.kind not in "iu":
+            wanted = f"integers {list(shape)}"
+            raise ConfigError(f"slice {name!r} is {numbers.dtype} {list(numbers.shape)}, expected {wanted}")
+                f"slice {name!r} is {numbers.dtype} {list(numbers.shape)}, expected integers {list(shape)}"
+            )
+        _check_range(f"slice {name!r}", numbers, len(known[name]), f"the number of values ({', '.join(known[name])})")
+
+
 def check_coders(codes: Mapping[str, CodesLike], latents: Mapping[str, int]) -> None:
     """`ConfigError` where the codes are not those of the coders that the writer was made for."""
     if set(codes) != set(latents):

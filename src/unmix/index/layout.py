@@ -6,6 +6,7 @@ tokens.bin            u16 or u32 [n_contexts, context]
 documents.bin         i32 [n_contexts, context]   document id of every position
 roles.bin             u8  [n_contexts]
 mask.bin              packed bits [n_contexts, ceil(context / 8)], 1 = the position counts
+slice-NAME.bin        u8  [n_contexts, context]   one for each slicing: which of its values a position belongs to
 NAME/scale.npy        f32 [F]     max |value| of the latent
 NAME/statistics/*.npy see `statistics.py`
 NAME/segment-NNNNN/   positions.bin u32, values.bin f16 (relative to the scale), offsets.bin u64 [F + 1]
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -70,6 +71,8 @@ class IndexMeta:
     segments: tuple[Segment, ...]
     meta: dict[str, Any]
     """The builder's own facts: coder hashes, tokenizer name, source of the text …"""
+    slices: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    """Slicings of the positions: name → names of its values, by number (`speaker`: user, assistant …; `label` …)."""
     schema: int = INDEX_SCHEMA
 
     @property
@@ -94,9 +97,15 @@ class IndexMeta:
             segments = tuple(Segment(**entry) for entry in tree["segments"])
             tree |= {"coders": coders, "segments": segments}
             tree |= {"roles": tuple(tree["roles"]), "counted": tuple(tree["counted"])}
+            tree["slices"] = {name: tuple(values) for name, values in tree.get("slices", {}).items()}
             return cls(**tree)
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise CorruptError(f"{path}: not an index description ({error!r})") from error
+
+
+def slice_file(name: str) -> str:
+    """File of a slicing inside the index folder."""
+    return f"slice-{name}.bin"
 
 
 def segment_folder(number: int) -> str:

@@ -18,7 +18,8 @@ from jaxtyping import Float16, Float32, Integer, UInt8
 
 from unmix.core.atomic import disk_errors
 from unmix.index.layout import OFFSETS, POSITIONS, SCALE, VALUES, Segment, save_raw, segment_folder, write_raw
-from unmix.index.spill import Part, Spill, interleave
+from unmix.index.part import Part, interleave
+from unmix.index.spill import Spill
 from unmix.index.statistics import chunk_statistics, chunks, figure_paths
 
 SMALLEST = np.float16(2**-24)

@@ -14,18 +14,10 @@ from jaxtyping import Float32, Int64, Integer, UInt32
 
 from unmix.core.atomic import disk_errors
 from unmix.index.layout import OFFSETS, POSITIONS, VALUES, open_raw, save_raw
+from unmix.index.part import Part
 
 BYTES_PER_POSTING = 48
 """Held in memory for each buffered posting at the worst moment: lists 12, their concatenation 12, the sort 24."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Latent-major postings of a run of latents: `counts` splits them, positions are global and ascend."""
-
-    counts: Int64[np.ndarray, " latents"]
-    positions: Int64[np.ndarray, " n"]
-    values: Float32[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
@@ -102,19 +94,3 @@ def stable_order(latents: UInt32[np.ndarray, " n"], n_latents: int) -> Int64[np.
         high = (latents >> 16).astype(np.uint16)[order]
         order = order[np.argsort(high, kind="stable")]
     return order
-
-
-def interleave(parts: list[Part]) -> Part:
-    """Concatenate per latent, in the order of the parts; no loop over latents."""
-    if len(parts) == 1:
-        return parts[0]
-    counts = np.stack([part.counts for part in parts]).sum(axis=0)
-    total = int(counts.sum())
-    positions, values = np.empty(total, np.int64), np.empty(total, np.float32)
-    next_free = np.cumsum(counts) - counts
-    for part in parts:
-        starts = np.cumsum(part.counts) - part.counts
-        target = np.repeat(next_free - starts, part.counts) + np.arange(len(part.positions))
-        positions[target], values[target] = part.positions, part.values
-        next_free = next_free + part.counts
-    return Part(counts, positions, values)

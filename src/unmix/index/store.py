@@ -27,8 +27,10 @@ from unmix.index.layout import (
     open_raw,
     role_ids,
     segment_folder,
+    slice_file,
 )
 from unmix.index.merge import from_half
+from unmix.index.part import Part
 
 
 class TokenStore:
@@ -47,6 +49,12 @@ class TokenStore:
     def mask(self, contexts: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, "n context"]:
         """True where a position counts."""
         return np.unpackbits(self._mask[contexts], axis=1, count=self.context).astype(bool)
+
+    @cached_property
+    def slices(self) -> dict[str, UInt8[np.ndarray, "n_contexts context"]]:
+        """Of each slicing, the value (by number) that every position belongs to."""
+        shape = (self.n_contexts, self.context)
+        return {name: open_raw(self.folder / slice_file(name), np.uint8, shape) for name in self.meta.slices}
 
     def contexts_of(self, role: RoleFilter) -> Int64[np.ndarray, " n"]:
         """Ids of the contexts of one role, several, or all of them; ascending."""
@@ -110,6 +118,39 @@ class PostingStore:
         if len(positions) == 1:
             return positions[0], values[0]
         return np.concatenate(positions), np.concatenate(values)
+
+    def within(
+        self, latent: int, contexts: Int64[np.ndarray, " contexts"]
+    ) -> tuple[Int64[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
+        """Positions, ascending, and values of the firings inside some contexts (ids, ascending)."""
+        positions, values = self.read(latent)
+        keep = np.isin(positions // self.meta.context, contexts)
+        return positions[keep], values[keep]
+
+    def strongest(
+        self, latent: int, at_least: int
+    ) -> tuple[Int64[np.ndarray, " n"], Float32[np.ndarray, " n"], np.float32]:
+        """`(positions, values, floor)`: every firing with `|value| >= floor`, positions ascending.
+
+        At least `at_least` of them; where the latent has no more than that, all of them and a floor of 0.
+        """
+        positions, values = self.read(latent)
+        if len(positions) <= at_least:
+            return positions, values, np.float32(0)
+        strength = np.abs(values)
+        floor = np.partition(strength, -at_least)[-at_least] if at_least else np.float32(np.inf)
+        keep = strength >= floor
+        return positions[keep], values[keep], np.float32(floor)
+
+    def part(self, first: int, last: int) -> Part:
+        """Every posting of latents `[first, last)`, latent by latent, positions global and ascending."""
+        read = [self.read(latent) for latent in range(first, last)]
+        counts = np.array([len(positions) for positions, _ in read], np.int64)
+        return Part(
+            counts,
+            np.concatenate([positions for positions, _ in read] or [np.empty(0, np.int64)]),
+            np.concatenate([values for _, values in read] or [np.empty(0, np.float32)]),
+        )
 
     def count(self, latent: int) -> int:
         """Firings of one latent, over all roles."""

@@ -16,7 +16,16 @@ from unmix.core.errors import ConfigError, DataError
 from unmix.core.lock import folder_lock
 from unmix.core.manifest import write_manifest
 from unmix.data.config import ROLES
-from unmix.index.checks import CodesLike, check_batch, check_coders, check_sizes, coder_folders, take_postings
+from unmix.index.checks import (
+    CodesLike,
+    check_batch,
+    check_coders,
+    check_sizes,
+    check_slices,
+    check_slicings,
+    coder_folders,
+    take_postings,
+)
 from unmix.index.layout import (
     DOCUMENTS,
     KIND,
@@ -29,6 +38,7 @@ from unmix.index.layout import (
     Segment,
     open_raw,
     plain_meta,
+    slice_file,
     write_raw,
 )
 from unmix.index.merge import TokenTable, merge_coder
@@ -52,6 +62,7 @@ class IndexWriter:
         vocab: display string of every token id; stored so that reading needs no tokenizer.
         vocab_size: number of token ids; default `len(vocab)`. Up to 65536 ids are stored in 16 bits.
         roles: names of the role numbers given to `add`.
+        slices: slicings of the positions: name → names of its values, at most 256 (`speaker`: user, assistant …).
         budget_bytes: memory for buffered postings; when it is used up a sorted run is put on disk.
             One batch is always taken whole.
         segment_tokens: positions in one final segment, at most 2^32.
@@ -71,6 +82,7 @@ class IndexWriter:
         vocab: Sequence[str] | None = None,
         vocab_size: int | None = None,
         roles: Sequence[str] = ROLES,
+        slices: Mapping[str, Sequence[str]] | None = None,
         budget_bytes: int = DEFAULT_BUDGET,
         segment_tokens: int = SEGMENT_TOKENS,
     ) -> None:
@@ -78,8 +90,10 @@ class IndexWriter:
         self.latents = dict(latents)
         self.context = context
         self.roles = tuple(roles)
+        self.slices = {name: tuple(values) for name, values in (slices or {}).items()}
         self._folders = coder_folders(self.latents)
         check_sizes(context, self.roles, budget_bytes, segment_tokens)
+        check_slicings(self.slices)
         self._meta = plain_meta(meta or {})
         self._vocab = list(vocab) if vocab is not None else None
         self._vocab_size = vocab_size if vocab_size is not None or vocab is None else len(vocab)
@@ -100,7 +114,7 @@ class IndexWriter:
         with ExitStack() as stack, ExitStack() as lock:
             self._temp = stack.enter_context(atomic_folder(self.folder))
             lock.enter_context(folder_lock(self._temp))
-            names = (TOKENS, DOCUMENTS, ROLE_BYTES, MASK)
+            names = (TOKENS, DOCUMENTS, ROLE_BYTES, MASK, *map(slice_file, self.slices))
             self._files: dict[str, BinaryIO] = {
                 name: stack.enter_context((self._temp / name).open("wb")) for name in names
             }
@@ -130,6 +144,7 @@ class IndexWriter:
         documents: np.ndarray,
         mask: np.ndarray,
         codes: Mapping[str, CodesLike],
+        slices: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Take a batch of whole contexts. Codes at masked positions and explicit zeros are left out.
 
@@ -139,6 +154,7 @@ class IndexWriter:
             documents: document id of each position [batch, context], below 2^31.
             mask: bool [batch, context], True where the position counts.
             codes: of each coder, by name; rows are the batch's positions in order.
+            slices: of each slicing, by name, the number of the value of each position [batch, context].
 
         Raises:
             ConfigError: shapes, token ids, roles or coder names that do not fit. Nothing was taken then.
@@ -147,6 +163,7 @@ class IndexWriter:
         if self._closed:
             raise ConfigError("this index writer is closed")
         check_batch(tokens, roles, documents, mask, self.context, self._vocab_size, self.roles)
+        check_slices(slices or {}, self.slices, tokens.shape)
         check_coders(codes, self.latents)
         postings = {name: take_postings(name, codes[name], n, mask, self.n_tokens) for name, n in self.latents.items()}
         self._make_room(tokens.size)
@@ -156,6 +173,8 @@ class IndexWriter:
             write_raw(self._files[DOCUMENTS], documents.astype(np.int32))
             write_raw(self._files[ROLE_BYTES], roles.astype(np.uint8))
             write_raw(self._files[MASK], np.packbits(mask, axis=1))
+            for name in self.slices:
+                write_raw(self._files[slice_file(name)], (slices or {})[name].astype(np.uint8))
         for name, new in postings.items():
             self._buffers[name].add(new.latents, (new.rows + base).astype(np.uint32), new.values)
         self._n_contexts += len(tokens)
@@ -229,7 +248,7 @@ class IndexWriter:
         coders = {name: CoderEntry(self._folders[name], n) for name, n in self.latents.items()}
         IndexMeta(
             self.roles, self.context, self._n_contexts, self._token_dtype.name,
-            tuple(int(n) for n in self._counted), coders, tuple(self._segments), self._meta,
+            tuple(int(n) for n in self._counted), coders, tuple(self._segments), self._meta, self.slices,
         ).write(self._temp)  # fmt: skip
         found = (f.relative_to(self._temp).as_posix() for f in self._temp.rglob("*") if f.is_file())
         write_manifest(self._temp, KIND, sorted(name for name in found if name != ".lock"))
