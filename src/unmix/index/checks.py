@@ -81,8 +81,6 @@ def check_slices(slices: Mapping[str, np.ndarray], known: Mapping[str, Sequence[
         if numbers.shape != shape or numbers.dtype.kind not in "iu":
             wanted = f"integers {list(shape)}"
             raise ConfigError(f"slice {name!r} is {numbers.dtype} {list(numbers.shape)}, expected {wanted}")
-                f"slice {name!r} is {numbers.dtype} {list(numbers.shape)}, expected integers {list(shape)}"
-            )
         _check_range(f"slice {name!r}", numbers, len(known[name]), f"the number of values ({', '.join(known[name])})")
 
 
