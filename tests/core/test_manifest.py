@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from unmix.core.errors import ConfigError, CorruptError
-from unmix.core.manifest import MANIFEST, read_manifest, refuse_foreign, require_whole, verify_folder, write_manifest
+from unmix.core.manifest import (
+    MANIFEST,
+    covered,
+    read_manifest,
+    refuse_foreign,
+    require_whole,
+    verify_folder,
+    write_manifest,
+)
 
 
 @pytest.fixture
@@ -116,3 +124,19 @@ def test_only_an_older_one_of_the_same_kind_may_be_replaced(folder: Path, tmp_pa
     (folder / "notes.txt").touch()
     with pytest.raises(ConfigError, match=r"thing: holds 'notes\.txt', which is not part of the thing"):
         refuse_foreign(folder, "thing")
+
+
+def test_a_listed_manifest_speaks_for_its_own_folder(tmp_path: Path) -> None:
+    """Files of a folder further down are checked once, through the manifest that lists them."""
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (inner / "data").write_text("data")
+    (tmp_path / "top").write_text("top")
+    write_manifest(inner, "part")
+    write_manifest(tmp_path, "whole", ["top", "inner/manifest.json"])
+    assert verify_folder(tmp_path) == [] and covered(tmp_path) == {inner} and covered(inner) == set()
+    (inner / "data").write_text("atad")
+    assert [problem.path for problem in verify_folder(tmp_path)] == [inner / "data"]
+    assert verify_folder(tmp_path, deep=False) == []
+    (inner / "manifest.json").write_text("not the one that was listed")
+    assert [problem.path for problem in verify_folder(tmp_path)] == [inner / "manifest.json"]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,8 @@ from hypothesis import strategies as st
 
 from index.oracle import ArrayCodes, Stream, feed, make_stream, streams, write
 from unmix.coder.codes import Codes
-from unmix.core.errors import ConfigError, CorruptError, DataError, MachineError, NonFiniteError, ResumeError
+from unmix.core.errors import ConfigError, DataError, MachineError, NonFiniteError, ResumeError
+from unmix.core.manifest import read_manifest
 from unmix.data.config import ROLES
 from unmix.index.reader import open_index
 from unmix.index.writer import IndexWriter
@@ -56,7 +55,7 @@ def test_postings_are_the_unmasked_non_zeros(
         true = truth[truth != 0].astype(np.float64)
         scale = np.abs(true).max(initial=0)
         error = np.abs(values - true)
-        assert (error <= np.minimum(2**-12 * scale, 2**-11 * np.abs(true) + 2**-24 * scale) + 2**-22 * scale).all()
+        assert (error <= 2**-10 * np.abs(true) + 2**-38 * scale).all()
         assert (np.sign(values) == np.sign(true)).all()
         assert np.abs(values).max(initial=0) == np.float32(scale) == np.float32(index["a"][latent].max)
         for i, role in enumerate(ROLES):
@@ -102,12 +101,35 @@ def test_a_tiny_budget_really_spills(tmp_path: Path) -> None:
     stream = make_stream(3)
     with IndexWriter(tmp_path / "i", {"a": 5}, stream.context, budget_bytes=1) as writer:
         feed(writer, stream, batch=2)
-        spills = list(next(tmp_path.glob(".i.*.tmp")).glob(".spills/a/*"))
+        spills = list(next(tmp_path.glob(".i.*.tmp")).glob(".runs/00000/a/run-*"))
         count = len(spills)
         local = np.concatenate([np.fromfile(spill / "positions.bin", np.uint32) for spill in spills])
     assert count == len(stream.tokens) // 2
-    assert local.max() < 2 * stream.context  # counted from the spill's own start: u32 must last past 2^32 positions
-    assert not list((tmp_path / "i").rglob(".spills"))
+    assert local.max() < len(stream.tokens) * stream.context
+    assert not list((tmp_path / "i").rglob(".runs"))
+
+
+@settings(max_examples=8, deadline=None)
+@given(stream=streams, batch=st.integers(1, 30), budget=st.sampled_from([1, 2000, 2**31]))
+def test_shards_inside_batches_and_across_them(
+    stream: Stream, batch: int, budget: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """What a shard's u32 positions count from moves on, so that they last past 2^32 positions."""
+    folder = tmp_path_factory.mktemp("index")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unmix.index.plan.SHARD_TOKENS", 40)
+        patch.setattr("unmix.index.plan.LEAST_TOKENS", 100)
+        cut = write(folder / "cut", stream, batch, budget_bytes=budget)
+        again = write(folder / "again", stream, 3)
+    one = write(folder / "one", stream, 1000)
+    assert cut.hash == again.hash
+    expected = len(stream.tokens) * stream.context / 130
+    assert len(cut.description.segments) >= expected or len(one.tokens) <= 3
+    for latent in range(stream.codes["a"].shape[-1]):
+        for left, right in zip(one["a"][latent].postings(), cut["a"][latent].postings(), strict=True):
+            np.testing.assert_array_equal(left, right)
+    for field, array in one["a"].stats.items():
+        np.testing.assert_array_equal(cut["a"].stats[field], array, err_msg=field)
 
 
 def test_several_final_segments_read_as_one(tmp_path: Path) -> None:
@@ -116,8 +138,8 @@ def test_several_final_segments_read_as_one(tmp_path: Path) -> None:
     many = write(tmp_path / "many", stream, batch=1, segment_tokens=3 * stream.context)
     assert len(many.description.segments) == 8 and len(one.description.segments) == 1
     assert sorted(p.name for p in (tmp_path / "many/a").glob("segment-*"))[-1] == "segment-00007"
-    stored = np.fromfile(tmp_path / "many/a/segment-00007/positions.bin", np.uint32)
-    assert stored.max() < 3 * stream.context
+    manifest = read_manifest(tmp_path / "many/a/segment-00007", "segment")
+    assert (manifest["base"], manifest["tokens"]) == (7 * 3 * stream.context, 3 * stream.context)
     for name in ("a", "b"):
         for field, array in one[name].stats.items():
             np.testing.assert_array_equal(many[name].stats[field], array, err_msg=field)
@@ -148,7 +170,7 @@ def test_real_codes_with_explicit_zeros(tmp_path: Path, dtype: torch.dtype) -> N
     for i, (positions, true) in enumerate(expected):
         found, read = index[i].postings()
         assert found.tolist() == positions
-        np.testing.assert_allclose(read, true, atol=2**-12 * max(true, default=0))
+        np.testing.assert_allclose(read, true, rtol=2**-10)
 
 
 def test_extreme_values_stay_firings_of_their_sign(tmp_path: Path) -> None:
@@ -176,7 +198,7 @@ def test_a_coder_wider_than_sixteen_bits(tmp_path: Path) -> None:
         writer.add(**batch)
     index = open_index(tmp_path / "i")
     np.testing.assert_array_equal(index[3].postings()[0], np.arange(40))
-    np.testing.assert_allclose(index[3].postings()[1], np.arange(40) * 8 + 1, atol=2**-12 * 313)
+    np.testing.assert_allclose(index[3].postings()[1], np.arange(40) * 8 + 1, rtol=2**-10)
     np.testing.assert_array_equal(np.flatnonzero(index["a"].alive), np.unique(ids))
 
 
@@ -272,57 +294,21 @@ def test_a_failure_while_closing_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     def broken(*_: object, **__: object) -> None:
         raise OSError(28, "no space")
 
-    monkeypatch.setattr("unmix.index.writer.write_manifest", broken)
-    with pytest.raises(Exception, match="no space"):
+    monkeypatch.setattr("unmix.index.sealing.write_manifest", broken)
+    with pytest.raises(MachineError, match="the disk is full"):
         write(tmp_path / "i", make_stream(7))
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("module", ["writer", "spill", "merge"])
+@pytest.mark.parametrize("module", ["intake", "runs", "segment", "derive"])
 def test_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(f"unmix.index.{module}.{'save_raw' if module == 'spill' else 'write_raw'}", full)
+    monkeypatch.setattr(f"unmix.index.{module}.write_raw", full)
     with pytest.raises(MachineError, match=r"cannot write .*: the disk is full"):
         write(tmp_path / "i", make_stream(7))
     assert not list(tmp_path.iterdir())
-
-
-KILLED = """
-import sys, os, signal
-sys.path[:0] = [{src!r}, {tests!r}]
-from index.oracle import make_stream, feed
-from unmix.index.writer import IndexWriter
-import unmix.index.writer as module
-when = {when!r}
-def die(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
-if when != "add":
-    setattr(module, when, die)
-stream = make_stream(8)
-with IndexWriter({folder!r}, {{"a": 5}}, stream.context, budget_bytes=1) as writer:
-    feed(writer, stream)
-    if when == "add":
-        die()
-"""
-
-
-@pytest.mark.parametrize("when", ["add", "merge_coder", "write_manifest"])
-def test_a_killed_build_leaves_nothing_that_opens_and_the_next_one_cleans_up(tmp_path: Path, when: str) -> None:
-    root = Path(__file__).parents[2]
-    folder = tmp_path / "i"
-    names = {"src": str(root / "src"), "tests": str(root / "tests"), "folder": str(folder), "when": when}
-    code = textwrap.dedent(KILLED).format(**names)
-    killed = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    left = list(tmp_path.iterdir())
-    assert len(left) == 1 and left[0].name.startswith(".i.")
-    for place in (folder, left[0]):
-        with pytest.raises(CorruptError, match=r"manifest\.json: missing"):
-            open_index(place)
-    write(folder, make_stream(8))
-    assert [p.name for p in tmp_path.iterdir()] == ["i"]
 
 
 def test_two_builds_at_one_place(tmp_path: Path) -> None:
@@ -347,11 +333,41 @@ def test_only_an_index_or_an_empty_folder_is_replaced(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "thesis.txt"]
 
 
-def test_a_batch_must_fit_a_segment(tmp_path: Path) -> None:
+def test_a_batch_is_cut_where_a_segment_ends(tmp_path: Path) -> None:
     with IndexWriter(tmp_path / "i", {"a": 4}, 3, segment_tokens=3) as writer:
-        with pytest.raises(ConfigError, match="a batch of 6 positions does not fit a segment of 3"):
-            writer.add(**one_batch())
+        writer.add(**one_batch())
         writer.add(**one_batch(1))
+    index = open_index(tmp_path / "i")
+    assert [(s.base, s.tokens) for s in index.description.segments] == [(0, 3), (3, 3), (6, 3)]
+    assert index[2].postings()[0].tolist() == [1, 7]
+
+
+def test_tokens_and_codes_are_enough(tmp_path: Path) -> None:
+    tokens = torch.tensor([[5, 6], [7, 8]])
+    codes = Codes.from_topk(torch.tensor([[3, 1], [0, 3], [1, 2], [2, 0]]), torch.ones(4, 2), 4, (2, 2))
+    with IndexWriter(tmp_path / "i", {"a": 4}, 2) as writer:
+        writer.add(tokens, codes=codes)
+        writer.add(tokens.tolist(), codes={"a": codes})
+        with pytest.raises(ConfigError, match=r"codes are missing: add\(tokens, codes=…\)"):
+            writer.add(tokens)
+        with pytest.raises(ConfigError, match=r"tokens is \[2\], expected \[batch, 2\]"):
+            writer.add(tokens[0], codes=codes)
+    index = open_index(tmp_path / "i")
+    assert index.tokens.tolist() == [[5, 6], [7, 8]] * 2
+    assert index.documents.tolist() == [[0, 0], [1, 1], [2, 2], [3, 3]]
+    assert index.contexts_of(ROLES[0]).tolist() == [0, 1, 2, 3] and index.mask(np.arange(4)).all()
+    assert index[3].postings()[0].tolist() == [0, 1, 4, 5]
+
+
+def test_what_is_given_is_copied(tmp_path: Path) -> None:
+    stream = make_stream(11)
+    codes = ArrayCodes.from_dense(stream.codes["a"].reshape(-1, 5))
+    with IndexWriter(tmp_path / "i", {"a": 5}, stream.context) as writer:
+        writer.add(stream.tokens, stream.roles, stream.documents, np.ones_like(stream.mask), codes)
+        codes.values[:] = np.nan
+        codes.indices[:] = 0
+    dense = stream.codes["a"]
+    np.testing.assert_array_equal(open_index(tmp_path / "i")["a"].figures.firings, (dense != 0).sum(axis=(0, 1)))
 
 
 def test_reading_needs_no_torch(tmp_path: Path) -> None:

@@ -77,7 +77,8 @@ def _parse(path: Path) -> dict[str, Any]:
 def verify_folder(folder: str | Path, deep: bool = True) -> list[Problem]:
     """Every file that is missing, of another length or (with `deep`) of another hash. Empty is good.
 
-    `CorruptError` where the manifest itself is missing or unreadable.
+    Where a listed file is itself the manifest of a folder further down, and is as it should be, what it lists is
+    checked too. `CorruptError` where the manifest itself is missing or unreadable.
     """
     folder = Path(folder)
     manifest = _parse(folder / MANIFEST)
@@ -92,7 +93,15 @@ def verify_folder(folder: str | Path, deep: bool = True) -> list[Problem]:
             problems.append(Problem(path, f"{size} bytes", f"{entry['bytes']} bytes"))
         elif deep and (digest := sha256_file(path)) != entry["sha256"]:
             problems.append(Problem(path, f"sha256 {digest[:12]}…", f"{entry['sha256'][:12]}…"))
+        elif path.name == MANIFEST:
+            problems += verify_folder(path.parent, deep)
     return problems
+
+
+def covered(folder: str | Path) -> set[Path]:
+    """The folders whose manifests a folder's manifest lists: `verify_folder` checks them with it."""
+    folder = Path(folder)
+    return {(folder / name).parent for name in _parse(folder / MANIFEST)["files"] if Path(name).name == MANIFEST}
 
 
 def require_whole(folder: str | Path, kind: str, deep: bool = False) -> dict[str, Any]:

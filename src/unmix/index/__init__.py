@@ -11,10 +11,14 @@ if TYPE_CHECKING:
     from unmix.index.build import build_index as build_index
     from unmix.index.build import stats as stats
     from unmix.index.build import verify as verify
+    from unmix.index.differences.comparison import diff as diff
+    from unmix.index.joining import join as join
     from unmix.index.latent import Latent as Latent
     from unmix.index.reader import CoderIndex as CoderIndex
     from unmix.index.reader import LatentIndex as LatentIndex
     from unmix.index.reader import open_index as open_index
+    from unmix.index.repairing import repair as repair
+    from unmix.index.sets import LatentSet as LatentSet
     from unmix.index.windows import Window as Window
     from unmix.index.writer import IndexWriter as IndexWriter
 
@@ -24,9 +28,13 @@ _EXPORTS = {
     "IndexWriter": "unmix.index.writer",
     "Latent": "unmix.index.latent",
     "LatentIndex": "unmix.index.reader",
+    "LatentSet": "unmix.index.sets",
     "Window": "unmix.index.windows",
     "build_index": "unmix.index.build",
+    "diff": "unmix.index.differences.comparison",
+    "join": "unmix.index.joining",
     "open_index": "unmix.index.reader",
+    "repair": "unmix.index.repairing",
     "stats": "unmix.index.build",
     "verify": "unmix.index.build",
 }

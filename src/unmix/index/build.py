@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from unmix.core.manifest import Problem, read_manifest, verify_folder
 from unmix.core.progress import task
 from unmix.data.config import ROLES
-from unmix.index.checks import CodesLike
+from unmix.index.batch import IndexBatch as IndexBatch
 from unmix.index.layout import KIND
 from unmix.index.reader import LatentIndex, open_index
 from unmix.index.writer import DEFAULT_BUDGET, IndexWriter
-
-
-@dataclass(frozen=True)
-class IndexBatch:
-    """One encoded batch: what `IndexWriter.add` takes."""
-
-    tokens: np.ndarray
-    """Token ids [batch, context]."""
-    roles: np.ndarray
-    """Number of the role of each context [batch]."""
-    documents: np.ndarray
-    """Document id of each position [batch, context]."""
-    mask: np.ndarray
-    """Bool [batch, context], True where the position counts."""
-    codes: Mapping[str, CodesLike]
-    """By coder name; rows are the batch's positions in order."""
-    slices: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
-    """By slicing: number of the value that each position belongs to [batch, context]."""
 
 
 def build_index(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -102,7 +103,7 @@ def take_postings(
         ConfigError: offsets or latent ids that cannot be, or one latent twice at a position.
         NonFiniteError: a value that is NaN or infinite in float32.
     """
-    latents, values, offsets = (_numpy(x) for x in (codes.indices, codes.values, codes.offsets))
+    latents, values, offsets = (as_array(x) for x in (codes.indices, codes.values, codes.offsets))
     if len(offsets) != mask.size + 1 or offsets[-1] != len(latents) or len(values) != len(latents):
         raise ConfigError(
             f"codes of {name!r} have {len(offsets) - 1} rows, {len(latents)} indices and {len(values)} values, "
@@ -111,15 +112,30 @@ def take_postings(
     if offsets[0] != 0 or (np.diff(offsets) < 0).any():
         raise ConfigError(f"codes of {name!r}: offsets must start at 0 and never fall")
     _check_range(f"latent id of {name!r}", latents, n_latents, "the number of latents")
-    rows = np.repeat(np.arange(mask.size), np.diff(offsets))
+    lengths = np.diff(offsets)
+    rows = np.repeat(np.arange(mask.size), lengths)
     with np.errstate(over="ignore", under="ignore"):
-        values = values.astype(np.float32)
-    keep = mask.reshape(-1)[rows] & (values != 0)
+        values = values.astype(np.float32, copy=False)
+    ascending = _ascends(latents, offsets)
+    keep = values != 0
+    if not mask.all():
+        keep &= np.repeat(mask.reshape(-1), lengths)
     if not keep.all():
         rows, latents, values = rows[keep], latents[keep], values[keep]
     _check_values(name, rows, latents, values, base)
-    _check_once(name, rows, latents, n_latents, base)
+    if not ascending:
+        _check_once(name, rows, latents, n_latents, base)
     return Postings(rows, latents, values)
+
+
+def _ascends(latents: np.ndarray, offsets: np.ndarray) -> bool:
+    """Whether the ids ascend in each row, as codes have them; then none comes twice."""
+    if len(latents) < 2:
+        return True
+    rises = latents[1:] > latents[:-1]
+    starts = offsets[1:-1]
+    rises[starts[(starts > 0) & (starts < len(latents))] - 1] = True
+    return bool(rises.all())
 
 
 def _check_values(name: str, rows: np.ndarray, latents: np.ndarray, values: np.ndarray, base: int) -> None:
@@ -140,10 +156,17 @@ def _check_once(name: str, rows: np.ndarray, latents: np.ndarray, n_latents: int
             raise ConfigError(f"latent {latent} of {name!r} comes twice at position {base + row}")
 
 
-def _numpy(x: Any) -> np.ndarray:
+def is_codes(x: Any) -> bool:
+    """Whether these are one coder's codes and not several coders' by name."""
+    return not isinstance(x, Mapping) and isinstance(x, CodesLike)
+
+
+def as_array(x: Any) -> np.ndarray:
     """A tensor or array as a NumPy array; bfloat16 becomes float32. The only place that meets torch."""
     if isinstance(x, np.ndarray):
         return x
+    if not hasattr(x, "detach"):
+        return np.asarray(x)
     x = x.detach().cpu()
     return (x.float() if x.is_floating_point() else x).numpy()
 
@@ -154,15 +177,28 @@ def _check_range(what: str, array: np.ndarray, limit: int, meaning: str) -> None
         raise ConfigError(f"{what} {worst} is out of range: it must be 0 or more and below {limit}, {meaning}")
 
 
-def check_sizes(context: int, roles: Sequence[str], budget_bytes: int, segment_tokens: int) -> None:
+def check_roles(context: int, roles: Sequence[str]) -> None:
+    """`ConfigError` for a context without positions, and for no roles, equal ones or more than a byte can number."""
     if context < 1:
         raise ConfigError(f"context is {context}, expected at least 1")
     if not roles or len(set(roles)) != len(roles) or len(roles) > 256:
         raise ConfigError(f"roles are {list(roles)}, expected 1 to 256 different names")
+
+
+def check_sizes(context: int, budget_bytes: int, segment_tokens: int | None) -> None:
+    """`ConfigError` for a budget or a length of segments that cannot be."""
     if budget_bytes < 1:
         raise ConfigError(f"budget_bytes is {budget_bytes}, expected at least 1")
-    if not context <= segment_tokens <= SEGMENT_TOKENS:
+    if segment_tokens is not None and not context <= segment_tokens <= SEGMENT_TOKENS:
         raise ConfigError(f"segment_tokens is {segment_tokens}, expected {context} (one context) to 2^32")
+
+
+def check_place(folder: Path) -> None:
+    """Refuse to replace a folder that holds something else than an index."""
+    if folder.is_file():
+        raise ConfigError(f"{folder}: is a file, expected a folder for the index")
+    if folder.is_dir() and not (folder / "index.json").is_file() and any(folder.iterdir()):
+        raise ConfigError(f"{folder}: is not empty and holds no index; choose another folder")
 
 
 def coder_folders(latents: Mapping[str, int]) -> dict[str, str]:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64, UInt64
+from jaxtyping import Float32, Float64, Integer, UInt64
 
-from unmix.core.errors import ConfigError, did_you_mean
+from unmix.core.errors import ConfigError
 from unmix.index.figures import Figures
-from unmix.index.layout import RoleFilter, role_ids
-from unmix.index.negatives import choose_silent
-from unmix.index.statistics import TOP_TOKENS, histogram_edges, top_tokens
-from unmix.index.store import PostingStore, TokenStore
-from unmix.index.windows import CONTEXT, Peaks, Window, choose, find_peaks, stream, tenths, window_shape
+from unmix.index.filters import Documents, Where, make_filter
+from unmix.index.firings import Firings, LatentFirings, read_filtered
+from unmix.index.layout import RoleFilter
+from unmix.index.negatives import NEIGHBOURS as DRAWN_FROM
+from unmix.index.sets import Combines, LatentSet, single
+from unmix.index.shared import SharedStore
+from unmix.index.statistics import NEIGHBOURS, RANKS, TOP_TOKENS, histogram_edges, top_tokens
+from unmix.index.store import PostingStore
+from unmix.index.windows import stream
 from unmix.metrics.windows import window_html
-
-KINDS = ("quantiles", "top", "random")
-NEGATIVES = ("random",)
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,42 @@ class TopToken:
         return self.sum / self.count
 
 
-class Latent:
+@dataclass(frozen=True)
+class CoFiring:
+    """Another latent of the same coder that fires at the same positions."""
+
+    latent: int
+    jaccard: float
+    """Positions at which both fire over positions at which at least one does (an estimate on a large index)."""
+    both: int
+    """Positions at which both fire, by the Jaccard index and both frequencies."""
+    firings: int
+    """The other's own firings."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of a latent's activation where it fires, over all roles (ddof 0); 0 where it never does."""
+
+    count: int
+    mean: float
+    std: float
+    skew: float
+    kurtosis: float
+    """Excess: 0 for a normal distribution."""
+
+
+class Latent(Combines):
     """Postings, windows and figures of one latent. Reads on demand; holds nothing but where to look.
 
-    `role` is everywhere one role, several, or None for all. Windows take `context=(left, right)` positions
-    around their peak, clipped to the context; with `centred=False` the context is cut into tiles of
-    `left + 1 + right` positions instead, so that the place of the peak gives nothing away.
+    `a & b`, `a | b`, `a - b` and `a.near(b, 5)` are sets of positions (`LatentSet`), of latents of any coders of one
+    index.
     """
 
-    def __init__(self, coder: str, id: int, store: TokenStore, postings: PostingStore, figures: Figures) -> None:
+    def __init__(self, coder: str, id: int, store: SharedStore, postings: PostingStore, figures: Figures) -> None:
+        super().__init__(store)
         self.coder, self.id = coder, id
-        self._store, self._postings, self._figures = store, postings, figures
+        self._postings, self._figures = postings, figures
 
     def __repr__(self) -> str:
         return f"<latent {self.id} of {self.coder!r}: frequency {self.frequency:.4%}, max {self.max:.4g}>"
@@ -77,13 +104,42 @@ class Latent:
         """Mean activation where it fires, over all roles."""
         return float(self._figures.mean[self.id])
 
-    def histogram(self) -> tuple[Float64[np.ndarray, " 65"], Int64[np.ndarray, " 64"]]:
-        """`(edges, counts)` of |activation| over all roles, in half octaves; the outer edges are 0 and infinity."""
-        return histogram_edges(), np.asarray(self._figures.histogram[self.id])
+    @property
+    def count(self) -> int:
+        """Firings, over all roles."""
+        return int(self._figures.firings[self.id])
 
-    def postings(self, role: RoleFilter = None) -> tuple[UInt64[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
-        """Global positions, ascending, and activations of every firing in the given roles."""
-        positions, values = self._read(role)
+    def histogram(self) -> tuple[Float64[np.ndarray, " 65"], Integer[np.ndarray, " 64"]]:
+        """`(edges, counts)` of |activation| over all roles, in half octaves; the outer edges are 0 and infinity."""
+        return histogram_edges(), np.asarray(self._figures.histogram[self.id], np.int64)
+
+    def quantiles(self) -> tuple[Float64[np.ndarray, " 11"], Float64[np.ndarray, " 11"]]:
+        """`(shares, strengths)`: |activation| at 0 (least), 0.1 … 1 (most) of its firings; see `Figures.quantiles`."""
+        return np.array(RANKS) / 100, np.asarray(self._figures.quantiles[self.id], np.float64)
+
+    @property
+    def moments(self) -> Moments:
+        """Mean, standard deviation, skew and kurtosis of the activation where it fires."""
+        f, i = self._figures, self.id
+        return Moments(self.count, self.mean, float(f.std[i]), float(f.skew[i]), float(f.kurtosis[i]))
+
+    def co_firing(self, n: int = NEIGHBOURS) -> list[CoFiring]:
+        """The `n` latents of its coder (at most 64) that most fire together with it, by Jaccard index."""
+        if not 0 <= n <= NEIGHBOURS:
+            raise ConfigError(f"n is {n}, expected 0 to {NEIGHBOURS}: an index keeps {NEIGHBOURS} neighbours")
+        ids, jaccard = self._figures.co_firing_ids[self.id, :n], self._figures.co_firing_jaccard[self.id, :n]
+        found: list[CoFiring] = []
+        for latent, share in zip(ids.tolist(), jaccard.tolist(), strict=True):
+            if latent >= 0:
+                firings = int(self._figures.firings[latent])
+                found.append(CoFiring(latent, share, round(share * (self.count + firings) / (1 + share)), firings))
+        return found
+
+    def postings(
+        self, role: RoleFilter = None, *, where: Where = None, documents: Documents = None
+    ) -> tuple[UInt64[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
+        """Global positions, ascending, and activations of every firing in the given roles, slices and documents."""
+        positions, values = read_filtered(self.firings, make_filter(self._store, role, where, documents))
         return positions.astype(np.uint64), values
 
     def top_tokens(self, n: int = TOP_TOKENS, role: RoleFilter = None) -> list[TopToken]:
@@ -98,7 +154,7 @@ class Latent:
             stored = (self._figures.top_token_ids, self._figures.top_token_sums, self._figures.top_token_counts)
             ids, sums, counts = (field[self.id] for field in stored)
         else:
-            positions, values = self._read(role)
+            positions, values = read_filtered(self.firings, make_filter(self._store, role))
             tokens = self._store.tokens.reshape(-1)[positions]
             latent, strength = np.zeros(len(tokens), np.int64), np.abs(values).astype(np.float64)
             found = top_tokens(np.array([len(tokens)]), latent, tokens, strength)
@@ -110,99 +166,27 @@ class Latent:
             if counts[i]
         ]
 
-    def top(
-        self, n: int, role: RoleFilter = None, context: tuple[int, int] = CONTEXT, centred: bool = True
-    ) -> list[Window]:
-        """The `n` strongest windows, strongest first; fewer where there are fewer."""
-        return self.windows("top", n, role, context, centred=centred)
+    @property
+    def firings(self) -> LatentFirings:
+        """Where it fires, for drawing windows."""
+        return LatentFirings(self._postings, self._figures, self.id)
 
-    def windows(
-        self,
-        kind: str,
-        n: int,
-        role: RoleFilter = None,
-        context: tuple[int, int] = CONTEXT,
-        seed: int = 0,
-        centred: bool = True,
-    ) -> list[Window]:
-        """`n` windows in which the latent fires, strongest first; fewer where there are fewer.
+    def as_set(self) -> LatentSet:
+        """All of its positions and values, in memory."""
+        return single(self._store, self.coder, self.id, *self._postings.read(self.id), self.max)
 
-        Args:
-            kind: "quantiles" (evenly over the ten tenths of the peaks by strength), "top" or "random".
-            seed: the draw depends on it, on the coder's name and on the latent, and on nothing else.
-        """
-        _check(kind, KINDS, n)
-        shape = window_shape(context, self._store.context, centred)
-        positions, values = self._read(role)
-        peaks = find_peaks(positions, values, shape)
-        taken = choose(peaks, kind, n, stream(seed, kind, self.coder, self.id), self._store)
-        tenth = tenths(len(peaks)) if kind == "quantiles" else None
-        return [
-            self._window(
-                positions, values, int(peaks.positions[i]), int(peaks.starts[i]), int(peaks.ends[i]),
-                None if tenth is None else int(tenth[i]),
-            )
-            for i in taken
-        ]  # fmt: skip
+    def _stream(self, seed: int, kind: str) -> int:
+        return stream(seed, kind, self.coder, self.id)
 
-    def peaks(self, role: RoleFilter = None, context: tuple[int, int] = CONTEXT, centred: bool = True) -> Peaks:
-        """Every window that `windows` draws from, strongest first."""
-        return find_peaks(*self._read(role), window_shape(context, self._store.context, centred))
-
-    def negatives(
-        self,
-        kind: str,
-        n: int,
-        role: RoleFilter = None,
-        context: tuple[int, int] = CONTEXT,
-        seed: int = 0,
-        centred: bool = True,
-    ) -> list[Window]:
-        """`n` windows without any firing of the latent; fewer only where no more exist.
-
-        Each is drawn around an unmasked position, from as many different contexts as there are. A masked
-        position inside a window counts as silent, for it was never indexed.
-        """
-        _check(kind, NEGATIVES, n)
-        shape = window_shape(context, self._store.context, centred)
-        pool = self._store.contexts_of(role)
-        positions, values = self._read(role)
-        seed = stream(seed, f"negatives-{kind}", self.coder, self.id)
-        found = choose_silent(positions, pool, shape, n, seed, self._store)
-        return [self._window(positions, values, anchor, start, end) for anchor, start, end in found]
-
-    def _read(self, role: RoleFilter) -> tuple[Int64[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
-        wanted = role_ids(self._store.roles, role)
-        positions, values = self._postings.read(self.id)
-        if wanted is None:
-            return positions, values
-        keep = np.isin(self._store.role_of[positions // self._store.context], wanted)
-        return positions[keep], values[keep]
-
-    def _window(
-        self,
-        positions: Int64[np.ndarray, " n"],
-        values: Float32[np.ndarray, " n"],
-        position: int,
-        start: int,
-        end: int,
-        quantile: int | None = None,
-    ) -> Window:
-        store = self._store
-        context = position // store.context
-        tokens = store.tokens.reshape(-1)[start:end].astype(np.int64)
-        first, last = np.searchsorted(positions, (start, end))
-        shown = np.zeros(end - start, np.float32)
-        shown[positions[first:last] - start] = values[first:last]
-        return Window(
-            tokens, shown, int(store.documents.reshape(-1)[position]), position, context,
-            start - context * store.context, store.roles[int(store.role_of[context])], store.strings(tokens),
-            position - start, quantile,
-        )  # fmt: skip
-
-
-def _check(kind: str, kinds: tuple[str, ...], n: int) -> None:
-    if kind not in kinds:
-        raise ConfigError(f"unknown kind of windows {kind!r}. {did_you_mean(kind, kinds)}")
-    if n < 0:
-        raise ConfigError(f"n is {n}, expected 0 or more")
+    def _nearest(self, neighbours: Sequence[int] | None) -> list[tuple[int, Firings]]:
+        if neighbours is None:
+            neighbours = [other.latent for other in self.co_firing(DRAWN_FROM)]
+        found: list[tuple[int, Firings]] = []
+        for id in neighbours:
+            if not 0 <= id < self._postings.n_latents or id == self.id:
+                raise ConfigError(
+                    f"neighbour {id} of latent {self.id}: expected another of the latents 0 to "
+                    f"{self._postings.n_latents - 1}"
+                )
+            found.append((int(id), LatentFirings(self._postings, self._figures, int(id))))
+        return found

@@ -7,9 +7,8 @@ documents.bin         i32 [n_contexts, context]   document id of every position
 roles.bin             u8  [n_contexts]
 mask.bin              packed bits [n_contexts, ceil(context / 8)], 1 = the position counts
 slice-NAME.bin        u8  [n_contexts, context]   one for each slicing: which of its values a position belongs to
-NAME/scale.npy        f32 [F]     max |value| of the latent
-NAME/statistics/*.npy see `statistics.py`
-NAME/segment-NNNNN/   positions.bin u32, values.bin f16 (relative to the scale), offsets.bin u64 [F + 1]
+NAME/statistics/*.bin see `statistics.py`
+NAME/segment-NNNNN/   the postings of a run of positions, with a manifest of their own: see `segment.py`
 manifest.json         length and SHA-256 of all of these, written last
 """
 
@@ -28,13 +27,13 @@ from unmix.core.atomic import write_json
 from unmix.core.errors import ConfigError, CorruptError, did_you_mean
 
 KIND = "index"
-INDEX_SCHEMA = 1
+INDEX_SCHEMA = 2
 SEGMENT_TOKENS = 2**32
 """A segment covers fewer positions than this, so that a u32 can name each of them (decision 20)."""
 RESERVED = frozenset({"index.json", "vocab.json", "tokens.bin", "documents.bin", "roles.bin", "mask.bin"})
 
 TOKENS, DOCUMENTS, ROLE_BYTES, MASK = "tokens.bin", "documents.bin", "roles.bin", "mask.bin"
-POSITIONS, VALUES, OFFSETS, SCALE = "positions.bin", "values.bin", "offsets.bin", "scale.bin"
+POSITIONS, VALUES, OFFSETS = "positions.bin", "values.bin", "offsets.bin"
 
 RoleFilter = str | Sequence[str] | None
 """One role, several, or None for all of them."""

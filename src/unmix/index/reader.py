@@ -15,10 +15,24 @@ from jaxtyping import Bool, Float32, Float64, Int64, Integer
 from unmix.core.config import semantic_hash
 from unmix.core.errors import ConfigError, CorruptError, did_you_mean
 from unmix.core.manifest import MANIFEST, Problem, require_whole, verify_folder
+from unmix.index.documents import DocumentIds, DocumentTable
 from unmix.index.figures import Figures
+from unmix.index.filters import Documents, Where, make_filter
+from unmix.index.forward import Forward, PositionCodes, open_forward
 from unmix.index.latent import Latent
 from unmix.index.layout import KIND, CoderEntry, IndexMeta, RoleFilter
-from unmix.index.store import PostingStore, TokenStore
+from unmix.index.queries import (
+    OCCURRENCES,
+    LatentHit,
+    Token,
+    positions_in,
+    positions_of,
+    rows_at,
+    tally,
+    token_ids,
+)
+from unmix.index.shared import SharedStore
+from unmix.index.store import PostingStore
 
 
 def open_index(folder: str | Path) -> LatentIndex:
@@ -52,10 +66,10 @@ class TokenHit:
 class CoderIndex:
     """One coder's latents. Arrays have one entry per latent, over all roles."""
 
-    def __init__(self, name: str, entry: CoderEntry, store: TokenStore, meta: IndexMeta) -> None:
+    def __init__(self, name: str, entry: CoderEntry, store: SharedStore, meta: IndexMeta) -> None:
         self.name, self.n_latents = name, entry.n_latents
         self.n_tokens = meta.n_tokens
-        self._store = store
+        self._store, self._entry = store, entry
         self._postings = PostingStore(store.folder, meta, entry)
         self.figures = Figures(self._postings, meta)
 
@@ -120,6 +134,50 @@ class CoderIndex:
             for i in np.argsort(-sums, kind="stable")
         ]
 
+    @cached_property
+    def forward(self) -> Forward:
+        """Position → latents, beside the index; made on first use (about a minute for 100 M firings), then kept."""
+        return open_forward(self._store, self._postings, self._entry)
+
+    def codes_of(self, contexts: Int64[np.ndarray, " contexts"] | Sequence[int]) -> PositionCodes:
+        """Latents and values of every position of some contexts, one row a position, in the order given."""
+        return self.forward.codes_of(np.asarray(contexts, np.int64))
+
+    def latents_on(
+        self,
+        token: Token,
+        role: RoleFilter = None,
+        *,
+        where: Where = None,
+        documents: Documents = None,
+        by: str = "sum",
+        n: int | None = None,
+        occurrences: int | None = OCCURRENCES,
+    ) -> list[LatentHit]:
+        """All latents that fire on a token, or on any of several: by id or exact string (`" Paris"`).
+
+        Args:
+            by: "sum" (of strengths there), "count", "mean", "max" or "lift" (over the latent's own frequency).
+            n: how many of them, the first ones; None for all.
+            occurrences: of a more frequent token, the size of the uniform sample of its positions that is looked at;
+                None for every position.
+        """
+        keep = make_filter(self._store, role, where, documents)
+        positions = positions_of(self._store, token_ids(self._store, token), keep, occurrences)
+        return self._hits(positions, by, n)
+
+    def by_document(self, document: DocumentIds, *, by: str = "sum", n: int | None = None) -> list[LatentHit]:
+        """The latents that fire in a document, or in several taken together. `by`, `n` as in `latents_on`."""
+        return self._hits(positions_in(self._store, *self._store.document_table.stretches(document)), by, n)
+
+    def by_position(self, position: int, *, by: str = "sum", n: int | None = None) -> list[LatentHit]:
+        """The latents that fire at one global position, strongest first."""
+        return self._hits(np.array([position], np.int64), by, n)
+
+    def _hits(self, positions: Int64[np.ndarray, " n"], by: str, n: int | None) -> list[LatentHit]:
+        found = tally(rows_at(self.forward, positions), self.n_latents)
+        return found.hits(self.name, self.frequency, by, n)
+
 
 class LatentIndex:
     """An open index: `index[name]` is a coder, `index[i]` a latent where there is one coder."""
@@ -131,7 +189,7 @@ class LatentIndex:
         self.meta = description.meta
         self.roles, self.context = description.roles, description.context
         self.n_contexts, self.n_tokens = description.n_contexts, description.n_tokens
-        self.store = TokenStore(folder, description)
+        self.store = SharedStore(folder, description)
 
     @cached_property
     def coders(self) -> dict[str, CoderIndex]:
@@ -187,9 +245,30 @@ class LatentIndex:
 
     def search_token(self, token_id: int, coder: str | None = None) -> list[TokenHit]:
         """Latents among whose ten top tokens `token_id` is, strongest first; of one coder or of all."""
-        coders = [self.coder(coder)] if coder is not None else list(self.coders.values())
-        hits = [hit for one in coders for hit in one.search_token(token_id)]
+        hits = [hit for one in self._some(coder) for hit in one.search_token(token_id)]
         return sorted(hits, key=lambda hit: -hit.sum)
+
+    def latents_on(
+        self, token: Token, coder: str | None = None, role: RoleFilter = None, **options: Any
+    ) -> list[LatentHit]:
+        """All latents that fire on a token, of one coder or of all; options as `CoderIndex.latents_on`."""
+        return [hit for one in self._some(coder) for hit in one.latents_on(token, role, **options)]
+
+    def by_document(self, document: DocumentIds, coder: str | None = None, **options: Any) -> list[LatentHit]:
+        """The latents that fire in a document, of one coder or, one after another, of all."""
+        return [hit for one in self._some(coder) for hit in one.by_document(document, **options)]
+
+    def by_position(self, position: int, coder: str | None = None, **options: Any) -> list[LatentHit]:
+        """The latents that fire at a global position, of one coder or, one after another, of all."""
+        return [hit for one in self._some(coder) for hit in one.by_position(position, **options)]
+
+    def _some(self, coder: str | None) -> list[CoderIndex]:
+        return list(self.coders.values()) if coder is None else [self.coder(coder)]
+
+    @property
+    def documents_table(self) -> DocumentTable:
+        """Every document: id, unmasked positions, role, and where it lies. Read once, about 1 s for 100 M positions."""
+        return self.store.document_table
 
     @property
     def stats(self) -> dict[str, Any]:

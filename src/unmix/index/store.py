@@ -15,12 +15,8 @@ from unmix.core.errors import CorruptError
 from unmix.index.layout import (
     DOCUMENTS,
     MASK,
-    OFFSETS,
-    POSITIONS,
     ROLE_BYTES,
-    SCALE,
     TOKENS,
-    VALUES,
     CoderEntry,
     IndexMeta,
     RoleFilter,
@@ -29,8 +25,9 @@ from unmix.index.layout import (
     segment_folder,
     slice_file,
 )
-from unmix.index.merge import from_half
-from unmix.index.part import Part
+from unmix.index.part import Part, interleave
+from unmix.index.reading import Rows, places, read_rows
+from unmix.index.segment import SegmentReader
 
 
 class TokenStore:
@@ -78,53 +75,70 @@ class TokenStore:
 
     def strings(self, ids: Integer[np.ndarray, " n"] | Sequence[int]) -> list[str] | None:
         """Display strings of token ids; an id past the vocabulary shows as `<id>`."""
-        if self.vocab is None:
-            return None
-        return [self.vocab[i] if 0 <= i < len(self.vocab) else f"<{i}>" for i in map(int, ids)]
+        return token_strings(self.vocab, ids)
+
+
+def token_strings(vocab: list[str] | None, ids: Integer[np.ndarray, " n"] | Sequence[int]) -> list[str] | None:
+    """Display strings of token ids by a vocabulary, if there is one; an id past it shows as `<id>`."""
+    if vocab is None:
+        return None
+    size, numbers = len(vocab), ids.tolist() if isinstance(ids, np.ndarray) else ids
+    return [vocab[i] if 0 <= i < size else f"<{i}>" for i in numbers]
 
 
 class PostingStore:
-    """One coder's segments and scales."""
+    """One coder's segments, memory-mapped. Opening reads nothing but the end of each segment's offsets."""
 
     def __init__(self, folder: Path, meta: IndexMeta, entry: CoderEntry) -> None:
         self.folder, self.meta, self.n_latents = folder / entry.folder, meta, entry.n_latents
-        self.scale: Float32[np.ndarray, " latents"] = open_raw(self.folder / SCALE, np.float32, (entry.n_latents,))
-        self._segments = [self._open(i) for i in range(len(meta.segments))]
+        self._segments = [
+            SegmentReader(self.folder / segment_folder(i), segment.base, segment.tokens, entry.n_latents)
+            for i, segment in enumerate(meta.segments)
+        ]
 
-    def _open(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        folder = self.folder / segment_folder(number)
-        offsets = open_raw(folder / OFFSETS, np.uint64, (self.n_latents + 1,))
-        total = int(offsets[-1])
-        values = open_raw(folder / VALUES, np.float16, (total,))
-        return offsets, open_raw(folder / POSITIONS, np.uint32, (total,)), values
+    @cached_property
+    def scale(self) -> Float32[np.ndarray, " latents"]:
+        """max |value| of each latent, exact; 0 where it never fires."""
+        scale = np.zeros(self.n_latents, np.float32)
+        for segment in self._segments:
+            np.maximum(scale, segment.maxima, out=scale)
+        scale.flags.writeable = False
+        return scale
+
+    @cached_property
+    def counts(self) -> Int64[np.ndarray, " latents"]:
+        """Firings of each latent, over all roles."""
+        counts = np.zeros(self.n_latents, np.int64)
+        for segment in self._segments:
+            counts += segment.counts()
+        counts.flags.writeable = False
+        return counts
+
+    def count(self, latent: int) -> int:
+        """Firings of one latent, over all roles."""
+        return sum(segment.row(latent).count for segment in self._segments)
 
     def read(self, latent: int) -> tuple[Int64[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
         """Global positions, ascending, and values of one latent: one contiguous read for each segment.
 
         Raises `CorruptError` naming the file where they cannot be what was written.
         """
-        positions: list[np.ndarray] = []
-        values: list[np.ndarray] = []
-        for number, (offsets, stored, halves) in enumerate(self._segments):
-            start, end = int(offsets[latent]), int(offsets[latent + 1])
-            segment = self.meta.segments[number]
-            if not 0 <= start <= end <= len(stored):
-                raise self._corrupt(number, OFFSETS, latent, f"postings {start} to {end} of {len(stored)}")
-            local = stored[start:end].astype(np.int64)
-            if len(local) and (local[-1] >= segment.tokens or (np.diff(local) <= 0).any()):
-                raise self._corrupt(number, POSITIONS, latent, "positions that do not ascend inside the segment")
-            positions.append(local + segment.base)
-            values.append(from_half(halves[start:end], self.scale[latent]))
-        if len(positions) == 1:
-            return positions[0], values[0]
-        return np.concatenate(positions), np.concatenate(values)
+        rows = Rows.of(self._segments, latent)
+        return rows.read(rows.whole())
 
     def within(
         self, latent: int, contexts: Int64[np.ndarray, " contexts"]
     ) -> tuple[Int64[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
-        """Positions, ascending, and values of the firings inside some contexts (ids, ascending)."""
-        positions, values = self.read(latent)
-        keep = np.isin(positions // self.meta.context, contexts)
+        """Positions, ascending, and values of the firings inside some contexts (ids, ascending).
+
+        Only blocks that reach into one of them are decoded.
+        """
+        rows = Rows.of(self._segments, latent)
+        begins = contexts * self.meta.context
+        ends = begins + self.meta.context
+        positions, values = rows.read(rows.reaching(begins, ends))
+        first, last = np.searchsorted(positions, begins), np.searchsorted(positions, ends)
+        keep = places(first, last - first)
         return positions[keep], values[keep]
 
     def strongest(
@@ -132,30 +146,23 @@ class PostingStore:
     ) -> tuple[Int64[np.ndarray, " n"], Float32[np.ndarray, " n"], np.float32]:
         """`(positions, values, floor)`: every firing with `|value| >= floor`, positions ascending.
 
-        At least `at_least` of them; where the latent has no more than that, all of them and a floor of 0.
+        At least `at_least` of them; where the latent has no more than that, all of them and a floor of 0. Only
+        blocks whose maximum reaches the `at_least`-th largest block maximum are decoded.
         """
-        positions, values = self.read(latent)
-        if len(positions) <= at_least:
-            return positions, values, np.float32(0)
+        rows = Rows.of(self._segments, latent)
+        if rows.count <= at_least:
+            return *rows.read(rows.whole()), np.float32(0)
+        if at_least < 1:
+            return np.empty(0, np.int64), np.empty(0, np.float32), np.float32(np.inf)
+        positions, values = rows.read(rows.peaking(at_least))
         strength = np.abs(values)
-        floor = np.partition(strength, -at_least)[-at_least] if at_least else np.float32(np.inf)
+        floor = np.partition(strength, -at_least)[-at_least]
         keep = strength >= floor
         return positions[keep], values[keep], np.float32(floor)
 
     def part(self, first: int, last: int) -> Part:
         """Every posting of latents `[first, last)`, latent by latent, positions global and ascending."""
-        read = [self.read(latent) for latent in range(first, last)]
-        counts = np.array([len(positions) for positions, _ in read], np.int64)
-        return Part(
-            counts,
-            np.concatenate([positions for positions, _ in read] or [np.empty(0, np.int64)]),
-            np.concatenate([values for _, values in read] or [np.empty(0, np.float32)]),
-        )
-
-    def count(self, latent: int) -> int:
-        """Firings of one latent, over all roles."""
-        return sum(int(offsets[latent + 1]) - int(offsets[latent]) for offsets, _, _ in self._segments)
-
-    def _corrupt(self, number: int, file: str, latent: int, found: str) -> CorruptError:
-        path = self.folder / segment_folder(number) / file
-        return CorruptError(f"{path}: latent {latent} has {found}; run `unmix verify` on the index")
+        whole = np.zeros(last - first, np.float32)
+        for segment in self._segments:
+            np.maximum(whole, segment.maxima[first:last], out=whole)
+        return interleave([read_rows(segment, first, last, whole) for segment in self._segments])

@@ -1,24 +1,25 @@
-"""Windows: which stretches of context show a latent, and how a few of them are chosen.
+"""Windows: which stretches of context show a latent.
 
 A firing *peaks* where no other firing in the window around it is stronger (|value|; among equals the first).
 The windows of a latent are those around its peaks, so each window's peak is its true maximum. Chosen windows
-never share a position, never hold the same tokens twice, and never cross the border of a context.
+never share a position and never cross the border of a context. `choosing.py` chooses, `drawing.py` reads.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64, Integer
+from jaxtyping import Bool, Float32, Int64, Integer, UInt64
 
 from unmix.core.errors import ConfigError
 from unmix.core.seeds import derive
-from unmix.index.store import TokenStore
+from unmix.index.store import token_strings
 
 CONTEXT = (16, 15)
 """Positions to the left and right of the peak where nothing else is asked for: windows of 32 tokens."""
-QUANTILES = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +37,23 @@ class Window:
     start: int
     """Where the window begins inside its context."""
     role: str
-    strings: list[str] | None
-    """Display string of each token; None where the index holds no vocabulary."""
+    vocab: list[str] | None = field(repr=False)
+    """Display string of every token id of the index; None where it holds no vocabulary."""
     peak_at: int = 0
     """Place of `position` inside the window."""
     quantile: int | None = None
     """Tenth of the latent's peaks that the window was drawn from (0 weakest to 9); None where not by quantile."""
+    neighbour: int | None = None
+    """Of a negative window drawn from a neighbour's firings: that latent."""
+
+    @cached_property
+    def strings(self) -> list[str] | None:
+        """Display string of each token, looked up when asked for; None where the index holds no vocabulary."""
+        return token_strings(self.vocab, self.tokens)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Its own strings travel to another process, the whole vocabulary does not.
+        return {**self.__dict__, "strings": self.strings, "vocab": None}
 
     @property
     def peak(self) -> float:
@@ -78,31 +90,15 @@ class Peaks:
     positions: Int64[np.ndarray, " n"]
     starts: Int64[np.ndarray, " n"]
     ends: Int64[np.ndarray, " n"]
+    strength: Float32[np.ndarray, " n"]
+    """|activation| at the peak."""
 
     def __len__(self) -> int:
         return len(self.positions)
 
-
-class Chosen:
-    """What was taken so far: it refuses a window that shares a position or all its tokens with one of those."""
-
-    def __init__(self, store: TokenStore) -> None:
-        self._tokens = store.tokens.reshape(-1)
-        self._context = store.context
-        self._spans: dict[int, list[tuple[int, int]]] = {}
-        self._seen: set[bytes] = set()
-
-    def offer(self, start: int, end: int) -> bool:
-        """Take the window `[start, end)` (global) if it may be taken."""
-        spans = self._spans.setdefault(start // self._context, [])
-        if any(start < other_end and other_start < end for other_start, other_end in spans):
-            return False
-        tokens = self._tokens[start:end].tobytes()
-        if tokens in self._seen:
-            return False
-        self._seen.add(tokens)
-        spans.append((start, end))
-        return True
+    def where(self, keep: Bool[np.ndarray, " n"]) -> Peaks:
+        """Some of them, in the same order."""
+        return Peaks(self.positions[keep], self.starts[keep], self.ends[keep], self.strength[keep])
 
 
 def window_shape(context: tuple[int, int], length: int, centred: bool) -> Shape:
@@ -114,64 +110,35 @@ def window_shape(context: tuple[int, int], length: int, centred: bool) -> Shape:
 
 
 def find_peaks(positions: Int64[np.ndarray, " n"], values: Float32[np.ndarray, " n"], shape: Shape) -> Peaks:
-    """The firings that are the strongest of their own window. Costs firings × firings in a window."""
-    starts, ends = shape.bounds(positions)
-    n = len(positions)
-    if not n:
-        return Peaks(positions, starts, ends)
+    """The firings that are the strongest of their own window. Costs firings × firings in a window, at most."""
+    if not len(positions):
+        return Peaks(positions, positions, positions, values)
     # One integer per firing that orders by strength, then by earliness: |float32| bits rise with the value.
-    bits = np.abs(values).view(np.uint32).astype(np.uint64)
-    keys = bits << np.uint64(32) | (np.uint64(2**32 - 1) - np.arange(n, dtype=np.uint64))
-    ranges = np.empty(2 * n, np.int64)
+    strength = np.abs(values)
+    bits = strength.view(np.uint32).astype(np.uint64)
+    keys = bits << np.uint64(32) | np.arange(2**32 - 1, 2**32 - 1 - len(positions), -1, dtype=np.uint64)
+    maybe = _beat_their_neighbours(positions, keys, shape)
+    starts, ends = shape.bounds(positions[maybe])
+    ranges = np.empty(2 * len(maybe), np.int64)
     ranges[::2], ranges[1::2] = np.searchsorted(positions, starts), np.searchsorted(positions, ends)
     strongest = np.maximum.reduceat(np.append(keys, np.uint64(0)), ranges)[::2]
-    peaks = np.flatnonzero(strongest == keys)
-    peaks = peaks[np.argsort(keys[peaks])[::-1]]
-    return Peaks(positions[peaks], starts[peaks], ends[peaks])
+    peak = np.flatnonzero(strongest == keys[maybe])
+    peak = peak[np.argsort(keys[maybe[peak]])[::-1]]
+    return Peaks(positions[maybe[peak]], starts[peak], ends[peak], strength[maybe[peak]])
 
 
-def choose_in_order(peaks: Peaks, order: Integer[np.ndarray, " m"] | range, n: int, chosen: Chosen) -> list[int]:
-    """The first `n` peaks of `order` whose windows may be taken."""
-    taken: list[int] = []
-    for i in order:
-        if len(taken) >= n:
-            break
-        if chosen.offer(int(peaks.starts[i]), int(peaks.ends[i])):
-            taken.append(int(i))
-    return taken
+def _beat_their_neighbours(
+    positions: Int64[np.ndarray, " n"], keys: UInt64[np.ndarray, " n"], shape: Shape
+) -> Int64[np.ndarray, " m"]:
+    """Which firings are stronger than the one before and the one after, where these are in their window.
 
-
-def tenths(n: int) -> Int64[np.ndarray, " n"]:
-    """Tenth (0 weakest to 9) of each of `n` peaks that stand strongest first."""
-    return (n - 1 - np.arange(n)) * QUANTILES // max(n, 1)
-
-
-def choose_by_quantile(peaks: Peaks, n: int, seed: int, chosen: Chosen) -> list[int]:
-    """`n` peaks, evenly over the ten tenths of the peaks by strength, at random inside each.
-
-    What a tenth cannot give (too few peaks, or all overlapping) is made up at random from the others.
+    Only these can be peaks. It costs little and leaves a third of them or less where a latent fires often.
     """
-    rng = np.random.default_rng(seed)
-    member, taken = tenths(len(peaks)), list[int]()
-    for q in reversed(range(QUANTILES)):
-        quota = (q + 1) * n // QUANTILES - q * n // QUANTILES
-        order = rng.permutation(np.flatnonzero(member == q))
-        taken += choose_in_order(peaks, order, quota, chosen)
-    if len(taken) < n:
-        rest = rng.permutation(np.setdiff1d(np.arange(len(peaks)), taken))
-        taken += choose_in_order(peaks, rest, n - len(taken), chosen)
-    return sorted(taken)
-
-
-def choose(peaks: Peaks, kind: str, n: int, seed: int, store: TokenStore) -> list[int]:
-    """Indices of `n` peaks (fewer where there are fewer), strongest first."""
-    chosen = Chosen(store)
-    if kind == "top":
-        return choose_in_order(peaks, range(len(peaks)), n, chosen)
-    if kind == "quantiles":
-        return choose_by_quantile(peaks, n, seed, chosen)
-    order = np.random.default_rng(seed).permutation(len(peaks))
-    return sorted(choose_in_order(peaks, order, n, chosen))
+    starts, ends = shape.bounds(positions)
+    rises = np.ones(len(positions), bool)
+    rises[1:] = (keys[1:] > keys[:-1]) | (positions[:-1] < starts[1:])
+    rises[:-1] &= (keys[:-1] > keys[1:]) | (positions[1:] >= ends[:-1])
+    return np.flatnonzero(rises)
 
 
 def stream(seed: int, kind: str, coder: str, latent: int) -> int:
