@@ -85,6 +85,9 @@ def read_words(
             found.again.append((name, value))
         else:
             found.options[name] = value
+    if found.words and not expected:
+        name = command.split()[0]
+        raise ConfigError(f"{command} takes options alone here, found {found.words[0]!r}; unmix {name} --help")
     if len(found.words) != len(expected):
         raise ConfigError(
             f"{command} takes {' '.join(expected)}, found {len(found.words)} words; quote what has spaces"

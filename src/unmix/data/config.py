@@ -20,6 +20,12 @@ IDS_COLUMN = "input_ids"
 """What most tokenised data sets call their column; TransformerLens' is `tokens`."""
 
 
+Speaker = Literal["none", "system", "user", "assistant", "thinking", "tool"]
+
+SPEAKERS: tuple[Speaker, ...] = ("none", "system", "user", "assistant", "thinking", "tool")
+"""Who speaks at a position of a chat, by number; none: what the template puts around the words."""
+
+
 def _default_roles() -> dict[Role, float]:
     return {"train": 0.6, "evaluate": 0.1, "explain": 0.15, "score": 0.15}
 
@@ -89,3 +95,30 @@ class DataConfig(Config):
         for role in by_remainder[: total - sum(result.values())]:
             result[role] += 1
         return result
+
+
+class ChatSpec(Config):
+    """How conversations become tokens with speakers."""
+
+    template: str | None = None
+    """A chat template (Jinja); default: the tokenizer's own."""
+    thinking: tuple[str, str] = ("<think>", "</think>")
+    """What an assistant's thinking stands between."""
+    tools_column: str | None = None
+    """The column with the tools that the template is told about."""
+    stored: bool = False
+    """Rows hold ids and speakers that were made before (roll-outs), and no messages."""
+
+
+class ChatConfig(DataConfig):
+    """As `DataConfig`, of conversations."""
+
+    column: str = "messages"
+    """The column with the list of messages: role and content, or from and value."""
+    chat: ChatSpec = ChatSpec()
+
+    @model_validator(mode="after")
+    def _no_ids(self) -> Self:
+        if self.tokenised is not None:
+            raise ValueError("tokenised: conversations are rendered here, so they cannot be token ids already")
+        return self

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unmix.core.errors import DataError
-from unmix.data.config import DataConfig
+from unmix.data.config import ChatConfig, DataConfig
 from unmix.data.sources import SOURCES
 from unmix.data.sources.base import Document, Source
+from unmix.data.sources.id_array import IdArray
 from unmix.data.sources.lines import data_suffix
 
 ALLOWED = "a .txt, .md, .rst, .jsonl (each also .gz) or .parquet file, a folder of them, hf:NAME or builtin:python-docs"
+OF_CHATS = "rows with messages: a .jsonl or .parquet file, a folder of them, or hf:NAME"
 OF_IDS = "a .jsonl, .parquet or .npy file, a folder of them, or hf:NAME"
 
 
@@ -22,6 +24,8 @@ def find_source(config: DataConfig) -> Source:
         if kind.claims(config.source):
             if config.tokenised is not None and not kind.holds_ids:
                 raise DataError(f"{config.source}: holds text, and data.tokenised needs token ids: {OF_IDS}")
+            if isinstance(config, ChatConfig) and (not kind.holds_ids or kind is IdArray):
+                raise DataError(f"{config.source}: holds no conversations; expected {OF_CHATS}")
             source = kind(config)
             _check_first(source, config)
             return source

@@ -15,7 +15,7 @@ from unmix.core.config import build
 from unmix.core.errors import CorruptError, DataError
 from unmix.core.manifest import require_whole
 from unmix.core.policy import InputPolicy
-from unmix.data.config import ROLES, DataConfig, Role
+from unmix.data.config import ROLES, ChatConfig, DataConfig, Role
 
 KIND = "tokens"
 
@@ -31,16 +31,21 @@ class TokenShards:
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder = folder
-        self.config = build(DataConfig, manifest["config"], source=str(folder))
+        kind = ChatConfig if "chat" in manifest["config"] else DataConfig
+        self.config: DataConfig = build(kind, manifest["config"], source=str(folder))
         self.policy = build(InputPolicy, manifest["policy"], source=str(folder))
         self.hash: str = manifest["hash"]
+        self.tokenizer_hash: str = manifest["tokenizer"]["sha256"]
         self.source_report: dict[str, Any] = manifest["source_report"]
         self.context = self.config.context
         self.counts: dict[Role, int] = {role: entry["contexts"] for role, entry in manifest["roles"].items()}
         self.n_contexts = sum(self.counts.values())
         self.n_tokens = self.n_contexts * self.context
         self._dtype = np.dtype(manifest["dtype"])
-        self._shards, self._first = self._open_shards(manifest["roles"])
+        self._shards, self._first = self._open_shards(manifest["roles"], "shards", self._dtype)
+        spoken = all("speakers" in entry for entry in manifest["roles"].values())
+        speakers = self._open_shards(manifest["roles"], "speakers", np.dtype(np.uint8)) if spoken else ([], self._first)
+        self._speakers = speakers[0]
         self._documents = _DocumentTable(folder, manifest["roles"], self.context)
         self.n_documents = len(self._documents.starts)
 
@@ -71,13 +76,21 @@ class TokenShards:
 
     def tokens(self, ids: Ids) -> Int32[np.ndarray, "n context"]:
         """The tokens of these contexts."""
-        wanted = self._checked(ids)
-        result = np.empty((len(wanted), self.context), dtype=np.int32)
-        shard_of = np.searchsorted(self._first, wanted, side="right") - 1
-        for shard in np.unique(shard_of):
-            here = shard_of == shard
-            result[here] = self._shards[shard][wanted[here] - self._first[shard]]
-        return result
+        return self._gather(self._shards, ids, np.dtype(np.int32))
+
+    @property
+    def spoken(self) -> bool:
+        """Whether it is known who speaks at each position: these are chats."""
+        return bool(self._speakers)
+
+    def speakers(self, ids: Ids) -> UInt8[np.ndarray, "n context"]:
+        """Who speaks at each position of these contexts, by place in `unmix.data.config.SPEAKERS`.
+
+        `DataError` where the documents are no chats.
+        """
+        if not self.spoken:
+            raise DataError(f"{self.folder}: these tokens were not made from chats, so nobody speaks in them")
+        return self._gather(self._speakers, ids, np.dtype(np.uint8))
 
     def documents(self, ids: Ids) -> Int32[np.ndarray, "n context"]:
         """The document that each position belongs to. A separator belongs to the document that it ends."""
@@ -103,6 +116,19 @@ class TokenShards:
             raise DataError(f"no document {document}; this folder has {self.n_documents}, numbered from 0")
         return self._documents.entry(document)
 
+    def labels(self) -> list[str | None]:
+        """The label of every document, in order; reads every document's line once."""
+        return self._documents.labels()
+
+    def _gather(self, shards: list[np.ndarray], ids: Ids, dtype: np.dtype[Any]) -> np.ndarray:
+        wanted = self._checked(ids)
+        result = np.empty((len(wanted), self.context), dtype=dtype)
+        shard_of = np.searchsorted(self._first, wanted, side="right") - 1
+        for shard in np.unique(shard_of):
+            here = shard_of == shard
+            result[here] = shards[shard][wanted[here] - self._first[shard]]
+        return result
+
     def _checked(self, ids: Ids) -> Int64[np.ndarray, " n"]:
         wanted = np.asarray(ids, dtype=np.int64).reshape(-1)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= self.n_contexts):
@@ -110,14 +136,16 @@ class TokenShards:
             raise DataError(f"no context {bad}; this folder has {self.n_contexts}, numbered from 0")
         return wanted
 
-    def _open_shards(self, roles: dict[str, Any]) -> tuple[list[np.ndarray], Int64[np.ndarray, " shards"]]:
+    def _open_shards(
+        self, roles: dict[str, Any], key: str, dtype: np.dtype[Any]
+    ) -> tuple[list[np.ndarray], Int64[np.ndarray, " shards"]]:
         shards: list[np.ndarray] = []
         first: list[int] = []
         total = 0
         for entry in roles.values():
-            for shard in entry["shards"]:
+            for shard in entry[key]:
                 shape = (shard["contexts"], self.context)
-                shards.append(_open_array(self.folder / shard["file"], shape, self._dtype))
+                shards.append(_open_array(self.folder / shard["file"], shape, dtype))
                 first.append(total)
                 total += shard["contexts"]
         return shards, np.array(first, dtype=np.int64)
@@ -140,6 +168,17 @@ class _DocumentTable:
             self._first.append(self._first[-1] + n)
             base += entry["contexts"] * context
         self.starts = np.concatenate(starts)
+
+    def labels(self) -> list[str | None]:
+        found: list[str | None] = []
+        for path, hashes, _ in self._files:
+            with path.open("rb") as handle:
+                for number, raw in zip(range(len(hashes)), handle, strict=False):
+                    try:
+                        found.append(json.loads(raw)["label"])
+                    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+                        raise CorruptError(f"{path}: line {number + 1} does not describe a document") from error
+        return found
 
     def entry(self, document: int) -> dict[str, Any]:
         part = int(np.searchsorted(self._first, document, side="right")) - 1

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from unmix.core.manifest import write_manifest
 from unmix.core.policy import InputPolicy
 from unmix.core.progress import task
 from unmix.core.seeds import derive
-from unmix.data.config import ROLES, DataConfig, Role
+from unmix.data.chat import ChatRenderer, Spoken
+from unmix.data.chat_rows import spoken_row
+from unmix.data.config import ROLES, ChatConfig, DataConfig, Role
 from unmix.data.corpora import find_source
 from unmix.data.ids import CutRow, as_document, checked_ids, cut_row
 from unmix.data.pack import RolePacker
@@ -127,8 +130,20 @@ class _Taker:
         self.text = hashlib.sha256()
         self._config, self._policy, self._tokenizer = config, policy, tokenizer
         self._seen: set[bytes] = set()
+        self._speakers: Speakers | None = (
+            Speakers(config, policy, tokenizer) if isinstance(config, ChatConfig) else None
+        )
         self._packers = {
-            role: RolePacker(folder, role, contexts, config.context, policy, self.dtype, config.shard_tokens)
+            role: RolePacker(
+                folder,
+                role,
+                contexts,
+                config.context,
+                policy,
+                self.dtype,
+                config.shard_tokens,
+                spoken=isinstance(config, ChatConfig),
+            )
             for role, contexts in config.budgets().items()
         }
 
@@ -156,6 +171,8 @@ class _Taker:
             if isinstance(ids, CutRow):
                 taken = packer.add_contexts(ids, document, digest)
                 self.left_over += ids.left_over
+            elif isinstance(ids, Spoken):
+                taken = packer.add(ids.ids, document, digest, ids.speakers)
             else:
                 taken = packer.add(ids, document, digest)
             if taken == 0:
@@ -167,9 +184,11 @@ class _Taker:
             self.characters += len(document.text)
         return added
 
-    def _rows(self, documents: list[Document]) -> list[list[int]] | list[CutRow]:
+    def _rows(self, documents: list[Document]) -> list[list[int]] | list[CutRow] | list[Spoken]:
         """What is packed of each document: its ids, or the contexts that its row is cut into."""
         policy, kind = self._policy, self._config.tokenised
+        if self._speakers is not None:
+            return [self._speakers(document, self._size) for document in documents]
         if kind is None:
             return token_ids(self._tokenizer, [document.text for document in documents])
         stored = [checked_ids(document, self._size) for document in documents]
@@ -183,6 +202,27 @@ class _Taker:
     def abandon(self) -> None:
         for packer in self._packers.values():
             packer.abandon()
+
+
+class Speakers:
+    """Conversations to ids with speakers, rendered here or stored."""
+
+    def __init__(self, config: ChatConfig, policy: InputPolicy, tokenizer: Tokenizer) -> None:
+        self._policy = policy
+        self._render = None if config.chat.stored else ChatRenderer(tokenizer, config.chat)
+
+    def __call__(self, document: Document, size: int | None) -> Spoken:
+        """One conversation, without the BOS before it and the separator behind: packing puts them.
+
+        A BOS that stands inside too is no such one: some models begin every turn with what they call BOS.
+        """
+        spoken = Spoken(*spoken_row(document)) if self._render is None else self._render(document)
+        ids, speakers = spoken.ids, spoken.speakers
+        if self._render is None:
+            checked_ids(replace(document, ids=tuple(ids)), size)
+        first = 1 if ids and ids[0] == self._policy.bos_id and ids.count(ids[0]) == 1 else 0
+        last = len(ids) - (len(ids) > first and ids[-1] == self._policy.separator_id)
+        return Spoken(ids[first:last], speakers[first:last])
 
 
 def token_ids(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:

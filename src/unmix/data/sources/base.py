@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 from unmix.core.errors import DataError
-from unmix.data.config import IDS_COLUMN, DataConfig
+from unmix.data.config import IDS_COLUMN, ChatConfig, DataConfig
 
 IDS_COLUMNS = (IDS_COLUMN, "tokens")
 """Names under which token ids are published."""
@@ -70,6 +70,10 @@ def record_document(record: Mapping[str, Any], config: DataConfig, where: str, s
 
     Raises `DataError` naming `where`, where the column is missing (with the columns found) or holds something else.
     """
+    if isinstance(config, ChatConfig):
+        from unmix.data.chat_rows import chat_document
+
+        return chat_document(record, config, where, source)
     for column in (config.column, config.label_column):
         if column is not None and column not in record:
             raise missing_column(where, column, list(record), config)
@@ -91,9 +95,11 @@ def missing_column(where: str, column: str, found: list[str], config: DataConfig
     """The error for a column that is not there; it lists those that are, and says which of them may be meant."""
     hint = ""
     if column == config.column:
-        wanted = IDS_COLUMNS if config.tokenised is not None else ("text", *IDS_COLUMNS)
+        chats = ("messages", "conversations", "conversation", "chat")
+        plain = chats if isinstance(config, ChatConfig) else ("text", *IDS_COLUMNS)
+        wanted = IDS_COLUMNS if config.tokenised is not None else plain
         meant = next((name for name in wanted if name in found), None)
-        if meant in IDS_COLUMNS and config.tokenised is None:
+        if meant in IDS_COLUMNS and config.tokenised is None and not isinstance(config, ChatConfig):
             hint = f"; to read the token ids in {meant!r} set data.tokenised: rows"
             hint += "" if meant == IDS_COLUMN else f" and data.column: {meant}"
         elif meant is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unmix.core.errors import DataError
-from unmix.data.config import DataConfig
+from unmix.data.config import ChatConfig, DataConfig
 from unmix.data.sources.base import Document, Source
 from unmix.data.sources.id_array import IdArray
 from unmix.data.sources.jsonl import JsonLines
@@ -19,6 +19,7 @@ from unmix.data.sources.parquet import Parquet
 from unmix.data.sources.text import TextFile
 
 TEXT_KINDS: tuple[type[Source], ...] = (TextFile, JsonLines, Parquet)
+CHAT_KINDS: tuple[type[Source], ...] = (JsonLines, Parquet)
 IDS_KINDS: tuple[type[Source], ...] = (JsonLines, Parquet, IdArray)
 
 
@@ -36,12 +37,16 @@ class Folder(Source):
         self.path = Path(config.source).expanduser()
         found = _files_below(self.path)
         self._kinds = TEXT_KINDS if config.tokenised is None else IDS_KINDS
+        if isinstance(config, ChatConfig):
+            self._kinds = CHAT_KINDS
         self.files = [path for path in found if self._kind_of(path) is not None]
         self.ignored = Counter(data_suffix(path) or "(none)" for path in found if self._kind_of(path) is None)
         if not self.files:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.ignored.items()))
             held = "text" if config.tokenised is None else "token ids"
             expected = ".txt, .md, .rst, .jsonl or .parquet" if held == "text" else ".jsonl, .parquet or .npy"
+            if isinstance(config, ChatConfig):
+                held, expected = "chats", ".jsonl or .parquet"
             raise DataError(f"{self.path}: no {held} in this folder; found {kinds or 'no files'}, expected {expected}")
         for file in self.files:
             check_file(file)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unmix.core.errors import DataError, missing_extra
-from unmix.data.config import DataConfig
+from unmix.data.config import ChatConfig, DataConfig
 from unmix.data.sources.base import Document, Source, missing_column, record_document
 from unmix.data.sources.lines import check_file, data_suffix
 
@@ -54,7 +54,8 @@ class Parquet(Source):
         return {"kind": "parquet", "path": self.path.name, "column": self.config.column, "rows": self.rows}
 
     def _columns(self) -> list[str]:
-        wanted = [self.config.column, self.config.label_column]
+        tools = self.config.chat.tools_column if isinstance(self.config, ChatConfig) else None
+        wanted = [self.config.column, self.config.label_column, tools]
         return list(dict.fromkeys(column for column in wanted if column is not None))
 
     def _open(self) -> Any:
