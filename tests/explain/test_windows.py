@@ -45,7 +45,9 @@ def test_everything_a_view_gives_has_its_roles(index: LatentIndex, purpose: Any)
     view = open_view(index, purpose)
     allowed = ROLES_OF[purpose]
     latent = view[DENSE]
-    roles = {w.role for w in [*latent.windows("quantiles", 40), *latent.windows("top", 40), *latent.negatives(5)]}
+    windows = [w for kind in ("quantiles", "top", "random", "importance") for w in latent.windows(kind, 40)]
+    silent = [w for kind in ("random", "neighbours", "similar") for w in latent.negatives(5, (2, 2), kind=kind)]
+    roles = {w.role for w in [*windows, *silent]}
     assert roles <= set(allowed)
     numbers = [ROLES.index(role) for role in allowed]
     contexts = latent.postings[0] // index.context

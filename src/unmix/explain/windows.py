@@ -111,11 +111,20 @@ class LatentView:
         return only_roles(self.latent.windows(kind, n, roles, context, self._seed(seed), centred), roles)
 
     def negatives(
-        self, n: int, context: tuple[int, int] = (16, 15), centred: bool = True, seed: int = 0
+        self,
+        n: int,
+        context: tuple[int, int] = (16, 15),
+        centred: bool = True,
+        seed: int = 0,
+        kind: str = "random",
     ) -> list[Window]:
-        """Windows in which it is silent, of the view's roles only."""
+        """Windows in which it is silent, of the view's roles only. `kind`: as of `Latent.negatives`.
+
+        "similar" looks for them by the latent's own windows of the same roles; "neighbours" takes the order of the
+        neighbours from co-firing over all roles, and the windows from the view's.
+        """
         roles = self.view.roles
-        return only_roles(self.latent.negatives("random", n, roles, context, self._seed(seed), centred), roles)
+        return only_roles(self.latent.negatives(kind, n, roles, context, self._seed(seed), centred), roles)
 
     def _seed(self, seed: int) -> int:
         return derive(self.view.seed, "+".join(self.view.roles), seed)
