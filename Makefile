@@ -13,7 +13,7 @@ JOBS ?= 2
 TORCH ?= 2.13.0
 EXTRAS := data,parquet,viewer,dev
 # Pinned with the rest, and not installed: the tests put something small in its place.
-UNTESTED := wandb,examples,trackio,tensorboard,adam8bit,tl
+UNTESTED := wandb,examples,trackio,tensorboard,adam8bit,tl,ray
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -1,0 +1,1 @@
+"""What `benchmarks.index_peers` compares: one file a library, run by an interpreter that has it."""
