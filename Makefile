@@ -24,10 +24,10 @@ INSTALL := $(PIP) install $(INDEX) -c constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format docs bench peers constraints clean
+.PHONY: help demo test check format docs bench bench-gpu peers constraints clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.installed $(VENV)/.weights ## the whole tour on one small language model: train, evaluate, index, explain
 	$(BIN)/unmix run builtin:demo --out runs/demo
@@ -58,6 +58,9 @@ bench: $(VENV)/.developing $(VENV)/.weights ## speed of start-up, training (peer
 	$(BIN)/python -m benchmarks.capture
 	$(BIN)/python -m benchmarks.index
 	$(BIN)/python -m benchmarks.loading --convert native
+
+bench-gpu: $(VENV)/.developing ## a top-k step on a CUDA card beside its bfloat16 product (needs triton, and says so)
+	$(BIN)/python -m benchmarks.gpu --quick
 
 peers: $(VENV)/.made ## the libraries that `make bench` can compare with, in an environment of their own
 	PYTHON=$(BIN)/python TORCH_INDEX=$(TORCH_INDEX) bash benchmarks/peers/setup.sh
