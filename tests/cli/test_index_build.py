@@ -98,6 +98,36 @@ def test_the_same_command_again_finds_everything_done(run: Run, words: dict[str,
     assert open_index(tmp_path / "run" / "index").n_tokens == 800
 
 
+def test_an_index_of_other_inputs_is_not_replaced_unasked(run: Run, words: dict[str, str], tmp_path: Path) -> None:
+    at = tmp_path / "run" / "index"
+    assert run(*flags(words))[0] == 0
+    kept = (at / "manifest.json").read_bytes()
+    code, _, err = run(*flags(words), "--batch", "8")
+    assert code == 2 and f"--out {at}: holds an index of other inputs: batch changed: 16 → 8. Say --restart" in err
+    coder("other").save(tmp_path / "other")
+    code, _, err = run(*flags({**words, "coder": str(tmp_path / "other")}))
+    assert code == 2 and "holds an index of other inputs: " in err and "Say --restart to replace it" in err
+    assert (at / "manifest.json").read_bytes() == kept
+    assert run(*flags(words), "--batch", "8", "--shard", "0/1")[0] == 2
+    assert run(*flags(words), "--batch", "8", "--restart")[0] == 0
+    assert (at / "manifest.json").read_bytes() != kept
+    description = json.loads((at / "index.json").read_text())
+    del description["meta"]["build"]
+    (at / "index.json").write_text(json.dumps(description))
+    code, _, err = run(*flags(words))
+    assert code == 2 and f"--out {at}: holds an index not made by this command. Say --restart" in err
+
+
+def test_a_part_says_what_becomes_of_it(run: Run, words: dict[str, str], tmp_path: Path, monkeypatch: Any) -> None:
+    from unmix.index import building
+
+    monkeypatch.setattr(building, "build", lambda *_, **__: None)
+    code, out, _ = run(*flags(words), "--shard", "0/2")
+    at = tmp_path / "run" / "index"
+    assert code == 0 and out.startswith("part 0/2 is done, others are missing; ")
+    assert f"finishes the index\nparts on machines that share no folder are joined: unmix index merge OUT {at} " in out
+
+
 def test_several_coders_and_sets_share_one_pass(run: Run, words: dict[str, str], tmp_path: Path) -> None:
     CoderSet({"a": coder("a"), "b": coder("b", reads=("blocks.1.mlp_out",))}).save(tmp_path / "set")
     code, _, err = run(*flags({**words, "coder": f"one={words['coder']}"}), "--coder", str(tmp_path / "set"))

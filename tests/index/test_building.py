@@ -278,3 +278,63 @@ def test_a_shard_of_another_build_is_made_again(tmp_path: Path, reference: dict[
     build(tmp_path / "i", opens(log))
     assert asked(log) == [8, 12, 16, 20]
     assert tree(tmp_path / "i") == reference
+
+
+def test_asking_again_for_a_whole_index_leaves_another_build_alone(tmp_path: Path) -> None:
+    """Hours of another coder's shards at the same place are not thrown away by a look at what is finished."""
+    log = tmp_path / "log"
+    build(tmp_path / "i", make_source)
+    with pytest.raises(RuntimeError):
+        build(tmp_path / "i", opens(log, fail_at=14, seed=2))
+    assert asked(log) == [0, 4, 8, 12]
+    assert build(tmp_path / "i", make_source) is not None
+    build(tmp_path / "i", opens(log, seed=2))
+    assert asked(log) == [12, 16, 20]
+
+
+def test_a_broken_shard_of_another_part_never_enters_the_index(tmp_path: Path, reference: dict[str, bytes]) -> None:
+    """The part that ends the build hashes what others made, however long ago."""
+    assert build(tmp_path / "i", make_source, part=(0, 2)) is None
+    file = building_folder(tmp_path / "i") / "shards/00004/a/run-00000/values.bin"
+    content = bytearray(file.read_bytes())
+    content[2] ^= 0x40  # a high bit of the mantissa
+    file.write_bytes(content)
+    for part in ((1, 2), (0, 2)):
+        found = build(tmp_path / "i", make_source, part=part)
+    assert found is not None and tree(tmp_path / "i") == reference
+
+
+def test_what_lies_beside_an_index_is_not_replaced_with_it(tmp_path: Path) -> None:
+    build(tmp_path / "i", make_source)
+    (tmp_path / "i" / "plots").mkdir()
+    assert build(tmp_path / "i", make_source) is not None  # it stands, so nothing is replaced
+    for other in (partial(make_source, 2), make_source):
+        with pytest.raises(ConfigError, match="holds 'plots', which is no part of the index there and would go with"):
+            build(tmp_path / "i", other, restart=True)
+    web = tmp_path / "web"
+    web.mkdir()
+    (web / "index.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is not empty and holds no index"):
+        build(web, make_source)
+    assert not building_folder(web).exists()
+
+
+def test_what_others_remove_while_the_space_is_counted_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers and parts rename and remove their folders at any moment."""
+    gone = tmp_path / "shards" / ".00001.x.tmp"
+    for place in (gone, tmp_path / "shards" / "00000"):
+        place.mkdir(parents=True)
+        (place / "tokens.bin").write_bytes(bytes(100))
+    real = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path) == str(gone):
+            shutil.rmtree(gone)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(space.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5}))
+    with pytest.raises(MachineError, match=r"needs about 106 bytes .* but only 105 bytes are free"):
+        space.check_space(tmp_path, space.Estimate(1, {"a": 1.0}, 106))

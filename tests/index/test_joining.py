@@ -145,3 +145,26 @@ def test_the_command_says_what_it_made(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(ConfigError, match="usage: unmix index merge OUT PART"):
         command([str(tmp_path / "joined")])
     assert command(["--help"]) == 0 and "usage: unmix index merge" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", ["tokens.bin", "a/segment-00001/values.bin"])
+def test_a_broken_index_does_not_become_whole_by_joining(tmp_path: Path, file: str) -> None:
+    for i in range(2):
+        build(tmp_path / str(i), partial(make_source, i))
+    path = tmp_path / "1" / file
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorruptError, match=rf"1: cannot be joined: .*{path.name}: found sha256"):
+        join(tmp_path / "joined", [tmp_path / "0", tmp_path / "1"])
+    assert not (tmp_path / "joined").exists()
+
+
+def test_a_broken_shard_at_the_place_itself_counts_as_missing(tmp_path: Path) -> None:
+    for i in range(2):
+        build(tmp_path / "i", make_source, part=(i, 3))
+    build(tmp_path / "other", make_source, part=(2, 3))
+    file = building_folder(tmp_path / "i") / "shards/00003/a/run-00000/values.bin"
+    file.write_bytes(bytes(len(file.read_bytes())))
+    with pytest.raises(ConfigError, match="1 of 6 shards are in none of the parts: 3"):
+        join(tmp_path / "i", [tmp_path / "i", tmp_path / "other"])

@@ -16,6 +16,7 @@ from index.test_windows import allowed, check, roles, same, sides, spans
 from unmix.core.errors import ConfigError, MachineError
 from unmix.core.lock import folder_lock
 from unmix.data.config import ROLES
+from unmix.index import negatives
 from unmix.index.cache import cache_folder
 from unmix.index.reader import LatentIndex, open_index
 
@@ -62,6 +63,26 @@ def test_negatives_come_from_different_contexts_first(rich: tuple[Stream, Latent
     assert len(more) == 900
     assert set(np.bincount([w.context_id for w in more], minlength=400).tolist()) <= {2, 3}
     assert len({int(w.position) % stream.context for w in more}) == stream.context
+
+
+def test_where_hardly_a_window_is_silent_many_contexts_are_looked_at_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = make_stream(3, n_contexts=3000, context=8, n_latents=1, density=1.0)
+    stream.codes["a"][:] = 1
+    stream.codes["a"][[1000, 2000, 2500], :, 0] = 0
+    stream.mask[:] = True
+    index = write(tmp_path / "i", stream, batch=500)
+    looks, silent = [], negatives.silent_places
+
+    def look(positions: np.ndarray, contexts: np.ndarray, *rest: Any) -> np.ndarray:
+        looks.append(len(contexts))
+        return silent(positions, contexts, *rest)
+
+    monkeypatch.setattr("unmix.index.negatives.silent_places", look)
+    found = index[0].negatives("random", 3, context=(8, 8))
+    assert sorted(w.context_id for w in found) == [1000, 2000, 2500]
+    assert len(looks) <= 9 and sum(looks) <= 3000
 
 
 @settings(max_examples=20, deadline=None)

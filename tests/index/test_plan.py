@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from index.builds import changed_codes, make_source
 from unmix.core.errors import ConfigError, CorruptError, DataError
 from unmix.index.plan import LEAST_TOKENS, MOST_SEGMENTS, MOST_TOKENS, SHARD_TOKENS, Plan, cut, differences, plan_of
+from unmix.index.sources.arrays import ArraySource
 
 
 @given(n=st.integers(1, 10**7), context=st.sampled_from([1, 7, 128, 1024, 4096, 2**19]))
@@ -78,3 +80,21 @@ def test_what_cannot_be_planned() -> None:
         plan_of(dataclasses.replace(source, tokens=source.tokens[:0], codes={}))
     with pytest.raises(ConfigError, match="an index needs at least one coder"):
         plan_of(dataclasses.replace(source, codes={}))
+
+
+class Counted(ArraySource):
+    """Sizes as NumPy gives them: no JSON."""
+
+    @property
+    def latents(self):
+        return {name: np.int64(n) for name, n in super().latents.items()}
+
+    @property
+    def n_contexts(self):
+        return np.int64(super().n_contexts)
+
+
+def test_sizes_may_come_from_numpy() -> None:
+    plain = make_source()
+    counted = Counted(**{name: getattr(plain, name) for name in plain.__dataclass_fields__})
+    assert plan_of(counted).key == plan_of(plain).key

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +17,10 @@ from hypothesis import strategies as st
 from index.oracle import make_stream, rebuilt, write
 from index.sliced import Sliced, filters, sliced_streams, write_sliced
 from unmix.core.errors import ConfigError
+from unmix.index import forward as forward_module
 from unmix.index.cache import cache_folder
 from unmix.index.checks import CodesLike
+from unmix.index.documents import ranges
 from unmix.index.forward import open_forward
 from unmix.index.reader import LatentIndex, open_index
 
@@ -36,7 +42,7 @@ def test_codes_turned_round_are_the_postings(
     with pytest.MonkeyPatch.context() as patch:
         if bucket == 7:  # every latent is a dense one, read in pieces
             patch.setattr("unmix.index.forward.PIECE", 5)
-            patch.setattr("unmix.index.forward.chunks", lambda counts: [(i, i + 1) for i in range(len(counts))])
+            patch.setattr("unmix.index.forward.chunks", lambda counts, _: [(i, i + 1) for i in range(len(counts))])
         forward = open_forward(coder._store, coder._postings, coder._entry, bucket)
     rng = np.random.default_rng(seed)
     contexts = rng.permutation(index.n_contexts)[: rng.integers(0, index.n_contexts + 1)]
@@ -90,6 +96,7 @@ def test_tokens_by_their_spelling(tmp_path: Path) -> None:
         (lambda: index.latents_on(" Romee"), r"' Romee' is not one token of this index\. Did you mean ' Rome'"),
         (lambda: index.latents_on("Constantinople"), r"is not one token of this index\. Give the ids of its tokens\."),
         (lambda: index.latents_on(-1), "token id -1 is out of range"),
+        (lambda: index.latents_on(99), "token id 99 is out of range: the vocabulary has ids 0 to"),
         (lambda: plain.latents_on(" Paris"), "holds no vocabulary: name tokens by id"),
         (lambda: index.latents_on(3, by="size"), "cannot order latents by 'size'"),
         (lambda: index.latents_on(3, n=-1), "n is -1, expected 0 or more"),
@@ -211,3 +218,84 @@ def test_the_forward_side_is_made_once_and_again_when_the_postings_change(
     here = (changed.documents == 3).reshape(-1)
     fires = np.flatnonzero((dense_of(changed)[here] != 0).any(axis=0))
     np.testing.assert_array_equal(np.sort([h.latent for h in changed.by_document(3)]), fires)
+
+
+def test_an_index_that_took_an_open_ones_place_has_a_cache_of_its_own(tmp_path: Path) -> None:
+    old = write(tmp_path / "i", make_stream(1))
+    expected = dense_of(old)  # its files are open from here on
+    write(tmp_path / "i", make_stream(2))
+    assert old.by_position(5)[0].latent in np.flatnonzero(expected[5])
+    assert (cache_folder(old.folder) / "a.forward").is_dir()
+    new = open_index(tmp_path / "i")
+    found = np.zeros((new.n_tokens, new["a"].n_latents), np.float32)
+    codes = new["a"].codes_of(np.arange(new.n_contexts))
+    for i in range(len(codes)):
+        found[i, codes.row(i)[0]] = codes.row(i)[1]
+    np.testing.assert_array_equal(found, dense_of(new))
+
+
+def test_the_same_tokens_in_other_contexts_have_a_cache_of_their_own(tmp_path: Path) -> None:
+    stream = make_stream(3, n_contexts=24, context=16)
+    halves = replace(
+        stream, roles=np.repeat(stream.roles, 2),
+        **{name: getattr(stream, name).reshape(48, 8) for name in ("tokens", "documents", "mask")},
+        codes={name: codes.reshape(48, 8, -1) for name, codes in stream.codes.items()},
+    )  # fmt: skip
+    first = write(tmp_path / "i", stream)
+    hits = first.by_document(3)
+    assert hits and first.store.texts.contexts.tolist() == list(range(24))
+    again = write(tmp_path / "i", halves, batch=10)
+    assert again.by_document(3) == hits
+    assert again.store.texts.contexts.tolist() == list(range(48))
+
+
+def test_threads_wait_for_the_cache_that_one_of_them_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = write(tmp_path / "i", make_stream(1))
+    made, slow = [], forward_module._write  # pyright: ignore[reportPrivateUsage]
+
+    def write_slowly(folder: Path, *rest: Any) -> None:
+        made.append(folder)
+        time.sleep(0.2)
+        slow(folder, *rest)
+
+    monkeypatch.setattr("unmix.index.forward._write", write_slowly)
+
+    def ask(index: LatentIndex) -> float:
+        coder = index["a"]
+        return float(open_forward(coder._store, coder._postings, coder._entry).values.sum())
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(ask, [open_index(index.folder) for _ in range(4)]))
+    assert len(made) == 1 and len(set(found)) == 1
+
+
+def test_turning_round_holds_few_files_open_and_a_read_takes_its_positions_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = write(tmp_path / "i", make_stream(1, n_contexts=200, context=4))
+    coder = index["a"]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/dev/fd").iterdir())) + 20, hard))
+    try:
+        forward = open_forward(coder._store, coder._postings, coder._entry, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    taken = []
+
+    def counted(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        taken.append(int((ends - starts).sum()))
+        return ranges(starts, ends)
+
+    monkeypatch.setattr("unmix.index.forward.ranges", counted)
+    some = np.arange(0, index.n_tokens, 4)
+    assert taken == [] and len(forward.at(some).indices) == sum(taken) == (dense_of(index)[some] != 0).sum()
+
+
+def test_a_wrong_order_is_said_before_anything_is_made(tmp_path: Path) -> None:
+    index = write(tmp_path / "i", make_stream(1))
+    for ask in (index["a"].latents_on, index["a"].by_document, index["a"].by_position):
+        with pytest.raises(ConfigError, match="cannot order latents by 'strength'"):
+            ask(3, by="strength")
+        with pytest.raises(ConfigError, match="n is -1, expected 0 or more"):
+            ask(3, n=-1)
+    assert not cache_folder(index.folder).exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,26 @@ def test_addressing(index: LatentIndex, tmp_path: Path) -> None:
         two[0]
     with pytest.raises(ConfigError, match=r"no coder 'layer\.3' in .*two\. Did you mean 'layers\.3'"):
         two["layer.3"]
+
+
+MANY_FILES = """
+import resource, sys
+from unmix.index import open_index
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+index = open_index(sys.argv[1])
+print(len(index.description.segments), sum(len(index[name][0].top(1)) for name in index.names))
+"""
+
+
+def test_more_segments_than_files_may_be_open(tmp_path: Path) -> None:
+    """Every map holds its file open: the process's own limit is raised as far as the system lets it."""
+    names = ("a", "b", "c")
+    write(tmp_path / "i", make_stream(3, names=names), segment_tokens=24)
+    words = [sys.executable, "-c", MANY_FILES, str(tmp_path / "i")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    segments, shown = map(int, done.stdout.split())
+    assert segments * len(names) * 2 > 40 and shown > 0
 
 
 @pytest.mark.parametrize("latent", [-1, 5, 10**12])

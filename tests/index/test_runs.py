@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,3 +93,20 @@ def test_the_buffer_says_what_it_holds() -> None:
     assert buffer.bytes == 120 and buffer.empty
     buffer.add(np.arange(25), np.arange(25), np.ones(25, np.float32))
     assert buffer.bytes == 120 + 2 * (10 * 8 + 101 * 4) and not buffer.empty
+
+
+def test_many_runs_need_no_open_file_each(tmp_path: Path) -> None:
+    """A small budget makes thousands of runs; a process may open about a thousand files."""
+    runs: list[Run] = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for i in range(150):
+        buffer = RunBuffer(3, 4)
+        buffer.add(np.arange(3), np.full(3, i), np.ones(3, np.float32))
+        buffer.write(tmp_path / str(i))
+        runs.append(Run(tmp_path / str(i), 0, 3))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 50, hard))
+    try:
+        merge_runs(tmp_path / "segment", Segment(0, 150), runs, 3, 2**20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert SegmentReader(tmp_path / "segment", 0, 150, 3).counts().tolist() == [150] * 3

@@ -372,6 +372,22 @@ def test_draws_from_a_sample(rich: tuple[Stream, LatentIndex], tmp_path: Path, k
     assert len(everything) > 0.5 * len(peaks(rebuilt(index, "a", busy), stream.context, 4, 3, True))
 
 
+@LITTLE
+@pytest.mark.usefixtures("_little")
+def test_a_sample_is_the_same_however_it_is_read(
+    rich: tuple[Stream, LatentIndex], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything read and the other contexts left out, or only the contexts in it read."""
+    _, index = rich
+    busy = int(index["a"].ranking("frequency")[0])
+    for role in (None, "explain"):
+        found: list[list[Window]] = []
+        for few in (0, 10**9):
+            monkeypatch.setattr("unmix.index.firings.FEW", few)
+            found.append(index[busy].windows("random", 5, role, (4, 3), seed=1))
+        same(*found)
+
+
 @pytest.mark.parametrize("_little", [(40, 100, 7, 10), (40, 10**9, 7, 256)], indirect=True)
 @pytest.mark.usefixtures("_little")
 def test_a_sample_favours_nothing(rich: tuple[Stream, LatentIndex]) -> None:

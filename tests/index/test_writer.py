@@ -255,6 +255,10 @@ def test_non_finite_values_never_enter(tmp_path: Path, value: float) -> None:
         ({"latents": {}}, "an index needs at least one coder"),
         ({"latents": {"a": 0}}, "coder 'a' has 0 latents, expected at least 1"),
         ({"latents": {"tokens.bin": 3}}, "coder name 'tokens.bin' is taken by a file of the index"),
+        (
+            {"latents": {"slice-speaker.bin": 3}, "slices": {"speaker": ["user"]}},
+            "coder name 'slice-speaker.bin' is taken by a file of the index",
+        ),
         ({"latents": {"a/b": 3, "a b": 3}}, "coders 'a/b' and 'a b' would share the folder 'a-b'; rename one"),
         ({"context": 0}, "context is 0, expected at least 1"),
         ({"budget_bytes": 0}, "budget_bytes is 0, expected at least 1"),
@@ -383,3 +387,46 @@ assert not heavy, heavy
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_batch_written_in_part_ends_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else tokens of the failed batch would stand before those of the next one, and every posting after it be off."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = IndexWriter(tmp_path / "i", {"a": 4}, 3, budget_bytes=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("unmix.index.runs.write_raw", full)
+        with pytest.raises(MachineError, match="the disk is full"):
+            writer.add(**one_batch())
+    with pytest.raises(ConfigError, match="this index writer is closed"):
+        writer.add(**one_batch())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_writers_whose_names_begin_alike(tmp_path: Path) -> None:
+    with IndexWriter(tmp_path / "gpt2.large", {"a": 4}, 3) as one:
+        with IndexWriter(tmp_path / "gpt2", {"a": 4}, 3) as other:
+            other.add(**one_batch())
+        one.add(**one_batch())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["gpt2", "gpt2.large"]
+
+
+def test_offsets_without_sign_that_fall(tmp_path: Path) -> None:
+    batch = one_batch()
+    offsets = np.array([0, 1, 0, 1, 1, 1, 1], np.uint64)
+    batch["codes"] = {"a": ArrayCodes(np.array([2]), np.ones(1, np.float32), offsets, 4)}
+    with IndexWriter(tmp_path / "i", {"a": 4}, 3) as writer:
+        with pytest.raises(ConfigError, match="offsets must start at 0 and never fall"):
+            writer.add(**batch)
+        writer.add(**one_batch())
+
+
+def test_a_tiny_budget_does_not_make_a_table_of_all_latents_for_every_few_postings(tmp_path: Path) -> None:
+    with IndexWriter(tmp_path / "i", {"a": 2**17}, 3, budget_bytes=1) as writer:
+        buffer = writer._intake._buffers["a"]  # pyright: ignore[reportPrivateUsage]
+        buffer.add(np.arange(2**17), np.zeros(2**17, np.int64), np.ones(2**17, np.float32))
+        assert buffer.bytes < 64 * 2**17
+        buffer.__init__(2**17)
+        writer.add(np.zeros((1, 3), int), codes=ArrayCodes(np.empty(0, int), np.empty(0), np.zeros(4, int), 2**17))

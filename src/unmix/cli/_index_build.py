@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from unmix.cli._index_text import check_source, check_text_words, make_tokens, require
 from unmix.cli._sizes import parse_bytes
 from unmix.cli._words import Words, read_words
-from unmix.core.errors import ConfigError, missing_extra
+from unmix.core.errors import ConfigError, CorruptError, ResumeError, missing_extra
+from unmix.core.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from unmix.index.reader import LatentIndex
@@ -90,6 +91,9 @@ def usage() -> str:
 
 def command(arguments: list[str]) -> int:
     """Check everything, make the tokens, build, and say what came out."""
+    if "--help" in arguments or "-h" in arguments:
+        sys.stdout.write(usage())
+        return 0
     flags = {word[2:] for word in arguments if word[2:] in FLAGS and word.startswith("--")}
     asked = read_words([word for word in arguments if word[2:] not in flags], OPTIONS, "index", (), ("coder",))
     how = _how(asked)
@@ -98,6 +102,8 @@ def command(arguments: list[str]) -> int:
     from unmix.index.building import build
 
     opening = _opening(asked, flags, out)
+    if "restart" not in flags:
+        _refuse_replacing(out, opening)
     built = build(
         out, opening, budget_bytes=how["budget"], workers=how["workers"], engine=how["engine"], part=how["part"],
         restart="restart" in flags,
@@ -186,6 +192,29 @@ def _opening(asked: Words, flags: set[str], out: Path) -> Opening:
     return Opening(recipe, source if alone else Known.of(source, recipe))
 
 
+def _refuse_replacing(out: Path, opening: Opening) -> None:
+    """`ResumeError` where a finished index of other inputs stands at `out`: it may hold hours of work."""
+    from unmix.index.layout import IndexMeta
+    from unmix.index.plan import PLAN, Plan, differences, plan_of
+    from unmix.index.shards import building_folder
+
+    if not (out / MANIFEST).is_file():
+        return
+    try:
+        made = IndexMeta.read(out).meta.get("build")
+    except CorruptError:
+        return  # it cannot be read, and is built again
+    plan = plan_of(opening())
+    old: Any = made if isinstance(made, dict) else {"key": None, "inputs": None}
+    building = building_folder(out)
+    if old["key"] == plan.key or ((building / PLAN).is_file() and Plan.read(building).key == plan.key):
+        return
+    changed = "not made by this command"
+    if isinstance(old["inputs"], dict):
+        changed = f"of other inputs: {'; '.join(differences(old['inputs'], plan.decides))}"
+    raise ResumeError(f"--out {out}: holds an index {changed}. Say --restart to replace it, or choose another --out")
+
+
 def _summary(index: LatentIndex, out: Path) -> str:
     from unmix.cli.plan import sized
 
@@ -208,4 +237,7 @@ def _summary(index: LatentIndex, out: Path) -> str:
 
 def _part_done(part: tuple[int, int] | None, out: Path) -> str:
     number, count = part or (0, 1)
-    return f"part {number}/{count} is done, others are missing; when all are there: unmix index merge {out}\n"
+    return (
+        f"part {number}/{count} is done, others are missing; the last one at {out} finishes the index\n"
+        f"parts on machines that share no folder are joined: unmix index merge OUT {out} PART …\n"
+    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
+from unmix.cli._sizes import parse_bytes
 from unmix.cli._words import Words, read_words
 from unmix.core.errors import ConfigError
 
@@ -19,7 +21,7 @@ parquet: one file for DuckDB, polars and others (needs unmix[parquet]).
   --kind KIND --n N --seed N  windows: quantiles (default), top, random …, how many of each latent (default 20)
 
   --coder NAME           only this coder (may be said several times)
-  --budget BYTES         memory to work in (delphi; default 1G)
+  --budget SIZE          memory to work in (delphi; default 1GiB)
 """
 _OPTIONS = ("format", "splits", "tokens", "rows", "latents", "kind", "n", "seed", "budget")
 _OF = {"delphi": ("splits", "tokens", "budget"), "parquet": ("rows", "latents", "kind", "n", "seed")}
@@ -42,6 +44,7 @@ def command(arguments: list[str]) -> int:
 
 
 def _delphi(asked: Words, plain: bool) -> int:
+    from unmix.cli._index_place import require_index
     from unmix.index import open_index
     from unmix.index.exchange import write_delphi
     from unmix.index.exchange.delphi_writing import DEFAULT_BUDGET
@@ -51,8 +54,9 @@ def _delphi(asked: Words, plain: bool) -> int:
         raise ConfigError(f"--tokens {tokens}: expected yes or no")
     place, out = asked.words
     dropped = write_delphi(
-        open_index(place), out, coders=_coders(asked), splits=asked.whole("splits", 5), tokens=tokens == "yes",
-        plain=plain, budget_bytes=asked.whole("budget", DEFAULT_BUDGET),
+        open_index(require_index(place)), out, coders=_coders(asked), splits=asked.whole("splits", 5),
+        tokens=tokens == "yes", plain=plain,
+        budget_bytes=parse_bytes("budget", asked.options.get("budget", str(DEFAULT_BUDGET))),
     )  # fmt: skip
     for name, n in dropped.items():
         if n:
@@ -62,6 +66,7 @@ def _delphi(asked: Words, plain: bool) -> int:
 
 
 def _parquet(asked: Words) -> int:
+    from unmix.cli._index_place import require_index
     from unmix.index import open_index
     from unmix.index.exchange import write_parquet
 
@@ -70,12 +75,24 @@ def _parquet(asked: Words) -> int:
     needless = [name for name in ("kind", "n", "seed") if name in asked.options and rows != "windows"]
     if needless:
         raise ConfigError(f"--{needless[0]} is of windows: give --rows windows too")
+    _refuse_foreign(out)
     written = write_parquet(
-        open_index(place), out, rows=rows, coders=_coders(asked), latents=_latents(asked.get("latents")),
+        open_index(require_index(place)), out, rows=rows, coders=_coders(asked), latents=_latents(asked.get("latents")),
         kind=asked.options.get("kind", "quantiles"), n=asked.whole("n", 20), seed=asked.whole("seed", 0),
     )  # fmt: skip
     sys.stdout.write(f"{written:,} rows\n{out}\n")
     return 0
+
+
+def _refuse_foreign(out: str) -> None:
+    """`ConfigError` where something else than an older Parquet file is at the place to write."""
+    path = Path(out)
+    if path.is_dir():
+        raise ConfigError(f"{out}: is a folder, expected a file to write, such as {path / 'postings.parquet'}")
+    if path.exists():
+        with path.open("rb") as file:
+            if file.read(4) != b"PAR1":
+                raise ConfigError(f"{out}: exists and is no Parquet file; choose another name")
 
 
 def _coders(asked: Words) -> list[str] | None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from unmix.cli._sizes import parse_bytes
 from unmix.cli._words import read_words
 from unmix.core.errors import ConfigError
 
@@ -18,7 +19,7 @@ cache was written by `unmix index export`, which keeps what the index knew besid
   --tokens FILE.npy        token ids [rows, context], for old caches that do not hold them
   --document-token ID      the token that begins each document inside the rows (delphi joins by the end-of-text token)
   --tokenizer NAME         a tokenizer (name or folder), so that tokens show as text
-  --budget BYTES           memory to work in (default 2G)
+  --budget SIZE            memory to work in (default 2GiB)
 """
 
 
@@ -29,13 +30,16 @@ def command(arguments: list[str]) -> int:
         return 0
     options = ("tokens", "document-token", "tokenizer", "budget")
     asked = read_words(arguments, options, "index import", ("CACHE", "OUT"))
+    from unmix.cli._index_place import refuse_index
     from unmix.index.exchange import read_delphi
     from unmix.index.writer import DEFAULT_BUDGET
 
     cache, out = asked.words
+    refuse_index(out)
+    budget = parse_bytes("budget", asked.options.get("budget", str(DEFAULT_BUDGET)))
     index = read_delphi(
         cache, out, tokens=_tokens(asked.get("tokens")), document_token=asked.whole("document-token"),
-        vocab=_vocab(asked.get("tokenizer")), budget_bytes=asked.whole("budget", DEFAULT_BUDGET),
+        vocab=_vocab(asked.get("tokenizer")), budget_bytes=budget,
     )  # fmt: skip
     for name, coder in index.coders.items():
         firings = int(coder.figures.firings.sum())

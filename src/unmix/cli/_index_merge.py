@@ -17,15 +17,26 @@ The parts stay as they are.
 
 def command(arguments: list[str]) -> int:
     """Join, and say what the index holds."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or "--help" in arguments or "-h" in arguments:
         sys.stdout.write(USAGE)
         return 0
     from unmix.core.errors import ConfigError
 
     if len(arguments) < 2:
         raise ConfigError("usage: unmix index merge OUT PART [PART …]")
+    for word in arguments:
+        if word.startswith("--"):
+            raise ConfigError(f"unknown option {word}. unmix index merge takes folders alone")
+    places = [Path(part).resolve() for part in arguments[1:]]
+    for part, place in zip(arguments[1:], places, strict=True):
+        if places.count(place) > 1:
+            raise ConfigError(f"{part}: is named twice; its text would count twice")
+        if not place.is_dir() and not (place.parent / f".{place.name}.building").is_dir():
+            raise ConfigError(f"{part}: no such folder")
+    from unmix.cli._index_place import refuse_index
     from unmix.index.joining import join
 
+    refuse_index(arguments[0])
     index = join(Path(arguments[0]), arguments[1:])
     sys.stdout.write(f"{index.folder}: {index.n_tokens:,} tokens, coders {', '.join(index.names)}\n")
     return 0

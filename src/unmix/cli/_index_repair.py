@@ -19,16 +19,17 @@ it had before; where it has not, the index is left as it was.
 
 def command(arguments: list[str]) -> int:
     """Repair, and say what was broken."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or "--help" in arguments or "-h" in arguments:
         sys.stdout.write(USAGE)
         return 0
     from unmix.core.errors import ConfigError
 
     if len(arguments) != 1:
         raise ConfigError("usage: unmix index repair INDEX")
+    from unmix.cli._index_place import require_index
     from unmix.index.repairing import repair
 
-    folder = Path(arguments[0])
+    folder = require_index(arguments[0])
     for line in (found := repair(folder, lambda: _source(folder))):
         sys.stdout.write(f"repaired  {line}\n")
     if not found:

@@ -50,14 +50,16 @@ _VALUES = 12
 
 def command(arguments: list[str]) -> int:
     """Print tables, or JSON."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or "--help" in arguments or "-h" in arguments:
         sys.stdout.write(USAGE)
         return 0
     flags = {word[2:] for word in arguments if word in [f"--{flag}" for flag in _FLAGS]}
     asked = read_words([w for w in arguments if w[2:] not in flags], _OPTIONS, "index stats", ("FOLDER",))
+    _check_words(asked, flags)
+    from unmix.cli._index_place import require_index
     from unmix.index.reader import open_index
 
-    index = open_index(asked.words[0])
+    index = open_index(require_index(asked.words[0]))
     names = [index.coder(asked.options["coder"]).name] if "coder" in asked.options else index.names
     found = _gather(index, names, asked, flags)
     plots = _plots(index, names, asked)
@@ -72,6 +74,20 @@ def command(arguments: list[str]) -> int:
         text = "\n\n".join(blocks + (["\n".join(f"plot  {path}" for path in plots)] if plots else []))
     sys.stdout.write(text + "\n")
     return 0
+
+
+def _check_words(asked: Words, flags: set[str]) -> None:
+    """What the words alone can tell."""
+    said = set(asked.options) | flags
+    for name in ("by", "everywhere", "n", "min-firings", "min-documents", "max-frequency", "no-single-token"):
+        of = ("tokens",) if name in ("by", "everywhere") else ("rank", "tokens")
+        if name in said and not said & set(of):
+            raise ConfigError(f"--{name} belongs to {' and '.join(f'--{one}' for one in of)}")
+    for name in ("min-firings", "min-documents"):
+        if asked.whole(name, 0) < 0:
+            raise ConfigError(f"--{name} {asked.options[name]}: expected 0 or more")
+    if not 0 < asked.number("max-frequency", 1.0) <= 1:
+        raise ConfigError(f"--max-frequency {asked.options['max-frequency']}: expected more than 0 and at most 1")
 
 
 def _questions(asked: Words) -> bool:
@@ -138,7 +154,12 @@ def _token_ids(index: LatentIndex, text: str) -> list[int]:
     tokens = [
         int(word.strip()[1:]) if word.strip()[1:].isdigit() and word.strip()[0] == "#" else word for word in words
     ]
-    return [int(i) for i in token_ids(index.store, tokens)]
+    found = [int(i) for i in token_ids(index.store, tokens)]
+    known = None if index.store.vocab is None else len(index.store.vocab)
+    for i in found:
+        if known is not None and i >= known:
+            raise ConfigError(f"--tokens #{i}: the tokens of this index have ids 0 to {known - 1}")
+    return found
 
 
 def _plots(index: LatentIndex, names: Sequence[str], asked: Words) -> list[str]:
@@ -160,7 +181,7 @@ def _of(found: dict[str, Any], what: str, coder: str) -> list[tuple[str, Any]]:
 def _summary(found: dict[str, Any]) -> list[str]:
     from unmix.cli.plan import sized
 
-    meta = {k: v for k, v in found["meta"].items() if isinstance(v, (str, int, float))}
+    meta = {k: v for k, v in found["meta"].items() if isinstance(v, (str, int, float))} | _source(found)
     head = [
         f"{found['folder']}  ({found['hash']})",
         f"{found['n_tokens']:,} tokens, {found['n_counted']:,} of them counted; {found['n_contexts']:,} contexts of "
@@ -182,10 +203,11 @@ def _summary(found: dict[str, Any]) -> list[str]:
         if len(used) > _VALUES:
             left = sum(values[value]["counted"] for value in used[_VALUES:])
             where.append([name, f"{len(used) - _VALUES} more (--json)", f"{left:,}", "", *("" for _ in coders)])
-    columns = [
-        "coder", "latents", "alive", "dead", "dense >1%", ">10%", "L0", "frequency (median)", "one token ≥50%", "≥90%",
-    ]  # fmt: skip
-    rows = [columns]
+    # Two lines of titles, so that a terminal of 80 columns has room for the row.
+    rows = [
+        ["", "", "", "", "dense", "", "", "frequency", "one token", ""],
+        ["coder", "latents", "alive", "dead", ">1%", ">10%", "L0", "(median)", "≥50%", "≥90%"],
+    ]
     for name, one in found["coders"].items():
         single = one["single_token"]
         counts = (one["n_latents"], one["alive"], one["dead"], *one["dense"].values())
@@ -196,12 +218,22 @@ def _summary(found: dict[str, Any]) -> list[str]:
     return ["\n".join(head), _table(where, 2), _table(rows)]
 
 
+def _source(found: dict[str, Any]) -> dict[str, str]:
+    """The model's name and the hook of each coder, where the index knows them."""
+    model, hooks = found["meta"].get("model"), found["meta"].get("hook")
+    said = {"model": str(model["name"])} if isinstance(model, dict) and "name" in model else {}
+    if isinstance(hooks, dict) and all(isinstance(hook, str) for hook in hooks.values()):
+        named = [f"{hooks[name]} ({name})" for name in found["coders"] if name in hooks]
+        said |= {"hook": ", ".join(named)} if named else {}
+    return said
+
+
 def _ranking(index: LatentIndex, coder: str, kind: str, found: dict[str, Any]) -> str:
     from unmix.index.rankings import UNITS
 
     figures = index.coder(coder).figures
     unit = f"{kind}, {UNITS[kind]}" if UNITS[kind] else kind
-    rows = [["latent", unit, "firings", "documents", "share of positions", "max", "top tokens"]]
+    rows = [["latent", unit, "firings", "documents", "frequency", "max", "top tokens"]]
     for one in found["latents"]:
         i, value = one["latent"], one["value"]
         shown = _share(value) if UNITS[kind].startswith("of ") else f"{value:.4g}"

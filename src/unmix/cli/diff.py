@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from unmix.cli._words import read_words
 from unmix.core.errors import ConfigError
@@ -41,18 +42,23 @@ def command(arguments: list[str]) -> int:
             raise ConfigError(f"--{name} {number}: expected 0 or more")
     if words == 1 and not {"slice", "against"} <= set(asked.options):
         raise ConfigError("one index is compared with itself by two slices: give both --slice and --against")
+    target = asked.get("json")
+    if target not in (None, "-") and Path(str(target)).is_dir():
+        raise ConfigError(f"--json {target}: is a folder, expected a file")
+    from unmix.cli._index_place import require_index
     from unmix.index.differences.comparison import ORDERS, diff
     from unmix.index.differences.text import table
 
     by = asked.options.get("sort", "q")
     if by not in ORDERS:
         raise ConfigError(f"--sort {by}: expected {' or '.join(ORDERS)}")
+    for place in asked.words:
+        require_index(place)
     found = diff(
         asked.words[0], asked.words[1] if words != 1 else None, slice=asked.get("slice"), against=asked.get("against"),
         coder=asked.get("coder"), coder_b=asked.get("coder-b"), q=asked.number("q", 0.05),
         min_documents=asked.whole("min-documents", 10),
     )  # fmt: skip
-    target = asked.get("json")
     if target is not None:
         _write_json(target, found.facts(n, by, max(shown, 3)))
     if target != "-":

@@ -18,9 +18,12 @@ whole runs. Exit code 4 where one is broken.
 
 def command(arguments: list[str]) -> int:
     """Verify every manifest below each path; `CorruptError` lists the broken files."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or "--help" in arguments or "-h" in arguments:
         sys.stdout.write(USAGE)
         return 0
+    for word in arguments:
+        if word.startswith("--"):
+            raise ConfigError(f"unknown option {word}. unmix verify takes paths alone")
     broken: list[str] = []
     for place in arguments:
         folders = sorted(path.parent for path in Path(place).rglob(MANIFEST))

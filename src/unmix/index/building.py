@@ -67,11 +67,12 @@ def build(
     """
     folder = Path(folder)
     _check(budget_bytes, workers, engine, part)
-    check_place(folder)
+    check_place(folder, replaced=False)
     source = open_source()
     plan = plan_of(source)
     if not restart and (found := _finished(folder, plan)) is not None:
         return found
+    check_place(folder)
     building = building_folder(folder)
     numbers = range(plan.cut.n_shards) if part is None else range(part[0], plan.cut.n_shards, part[1])
     with BuildLock(building) as lock:
@@ -82,12 +83,15 @@ def build(
         del here
         if missing(building, plan) or (part is not None and not _alone(lock)):
             return None
+        if part is not None:
+            drop_broken(building, plan, set(range(plan.cut.n_shards)).difference(numbers))
         stands = not missing(building, plan)  # another part may have ended the build since
         found = None if restart and stands else _finished(folder, plan)
         if found is None and stands:
             finish(folder, budget_bytes, workers if engine == ENGINES[0] else 1)
             found = open_index(folder)
-        shutil.rmtree(building, ignore_errors=True)
+        if found is not None:
+            shutil.rmtree(building, ignore_errors=True)
     return found
 
 
@@ -101,6 +105,8 @@ def finish(folder: Path, budget_bytes: int, workers: int = 1) -> None:
     frame = plan.frame
     for number in range(plan.cut.n_groups):
         while not close_group(building, plan, number, budget_bytes):
+            if absent := missing(building, plan, plan.cut.shards(number)):
+                raise CorruptError(f"{building}: shards {absent} are gone; the same command builds them again")
             time.sleep(0.1)
     groups = [group_folder(building, number) for number in range(plan.cut.n_groups)]
     with new_index(folder) as temp, disk_errors(folder):
@@ -136,12 +142,23 @@ def _finished(folder: Path, plan: Plan) -> LatentIndex | None:
         return None
     if found is not None:
         (folder / LOCK).unlink(missing_ok=True)
-        building = building_folder(folder)
-        if building.is_dir():
-            with BuildLock(building) as lock:
-                if lock.alone():
-                    shutil.rmtree(building, ignore_errors=True)
+        _remove_left(building_folder(folder), plan)
     return found
+
+
+def _remove_left(building: Path, plan: Plan) -> None:
+    """Remove what a killed build of these inputs left; not one of other inputs, which may hold hours of work."""
+    if not building.is_dir():
+        return
+    with BuildLock(building) as lock:
+        if not lock.alone():
+            return
+        try:
+            mine = not (building / PLAN).is_file() or Plan.read(building).key == plan.key
+        except CorruptError:
+            mine = False
+        if mine:
+            shutil.rmtree(building, ignore_errors=True)
 
 
 def _begin(
@@ -197,7 +214,9 @@ def _run(
     workers = min(workers, len(todo))
     threads = max((os.cpu_count() or 1) // workers, 1) if workers > 1 else None
     parts = None if part is None else part[1]
-    job = Work(building, tuple(todo), max(budget_bytes // workers, 1), workers, parts, threads)
+    # Processes of a cluster need not run where this one does.
+    place = building.resolve() if engine == "ray" else building
+    job = Work(place, tuple(todo), max(budget_bytes // workers, 1), workers, parts, threads)
     tokens = {number: _tokens(plan, number) for number in numbers}
     total, left = sum(tokens.values()), sum(tokens[number] for number in todo)
     if left < total:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from unmix.core.atomic import atomic_folder, disk_errors, sweep
 from unmix.core.config import semantic_hash
@@ -17,6 +19,7 @@ from unmix.core.manifest import read_manifest, require_whole, write_manifest
 from unmix.index.layout import DOCUMENTS, KIND, MASK, TOKENS
 
 KIND_OF_CACHE = "index-cache"
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,18 @@ def cached(index: Path, name: str, key: str, make: Callable[[Path], None]) -> Ca
     folder that goes with the returned object.
     """
     place = cache_folder(index) / name
+    with _ONE_AT_A_TIME:  # threads of this process wait for one another
+        return _find(place, key) or _make(place, key, make)
+
+
+def _find(place: Path, key: str) -> Cache | None:
     try:
-        if require_whole(place, KIND_OF_CACHE).get("key") == key:
-            return Cache(place)
-    except CorruptError:
-        pass  # absent, or broken: made again below
+        return Cache(place) if require_whole(place, KIND_OF_CACHE).get("key") == key else None
+    except (CorruptError, KeyError, TypeError, AttributeError):
+        return None  # absent, or broken
+
+
+def _make(place: Path, key: str, make: Callable[[Path], None]) -> Cache:
     try:
         with folder_lock(place.parent):
             sweep(place)
@@ -62,17 +72,28 @@ def cached(index: Path, name: str, key: str, make: Callable[[Path], None]) -> Ca
         return elsewhere
 
 
-def text_key(index: Path) -> str:
-    """What decides the text of an index: tokens, masks and document borders."""
-    return _key(index, lambda name: name in (TOKENS, MASK, DOCUMENTS))
+@dataclass(frozen=True)
+class Keys:
+    """What caches stand for, as it was when the index was opened: another index may take its place meanwhile."""
 
+    context: int
+    files: dict[str, Any]
+    """The entries of the index's manifest."""
 
-def coder_key(index: Path, folder: str) -> str:
-    """What decides the codes of one coder: the text, and everything in its folder but the derived statistics."""
-    own, derived = f"{folder}/", f"{folder}/statistics/"
-    return _key(index, lambda name: name == TOKENS or (name.startswith(own) and not name.startswith(derived)))
+    @classmethod
+    def of(cls, index: Path, context: int) -> Keys:
+        """Those of an index with contexts of this length, whose files are now being opened."""
+        return cls(context, read_manifest(index, KIND)["files"])
 
+    def text(self) -> str:
+        """What decides the text of an index: tokens, masks, document borders, and the length of the contexts."""
+        return self._key(lambda name: name in (TOKENS, MASK, DOCUMENTS))
 
-def _key(index: Path, wanted: Callable[[str], bool]) -> str:
-    files = read_manifest(index, KIND)["files"]
-    return semantic_hash({name: entry for name, entry in files.items() if wanted(name)})
+    def coder(self, folder: str) -> str:
+        """What decides the codes of one coder: the text, and everything in its folder but the derived statistics."""
+        own, derived = f"{folder}/", f"{folder}/statistics/"
+        return self._key(lambda name: name == TOKENS or (name.startswith(own) and not name.startswith(derived)))
+
+    def _key(self, wanted: Callable[[str], bool]) -> str:
+        files = {name: entry for name, entry in self.files.items() if wanted(name)}
+        return semantic_hash({"context": self.context, "files": files})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,8 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, Integer
 
 from unmix.core.errors import ConfigError, NonFiniteError
+from unmix.core.manifest import MANIFEST
 from unmix.core.seeds import slug
-from unmix.index.layout import RESERVED, SEGMENT_TOKENS
+from unmix.index.layout import RESERVED, SEGMENT_TOKENS, TOKENS, slice_file
 
 
 @runtime_checkable
@@ -70,6 +72,8 @@ def check_slicings(slices: Mapping[str, Sequence[str]]) -> None:
     for name, values in slices.items():
         if not name.isidentifier():
             raise ConfigError(f"slicing {name!r}: its name must be letters, digits and underscores")
+        if name == "role":
+            raise ConfigError("a slicing cannot be called 'role': every index has its roles; choose another name")
         if not values or len(set(values)) != len(values) or len(values) > 256:
             raise ConfigError(f"slicing {name!r} has {len(values)} values, expected 1 to 256 different names")
 
@@ -109,7 +113,7 @@ def take_postings(
             f"codes of {name!r} have {len(offsets) - 1} rows, {len(latents)} indices and {len(values)} values, "
             f"expected {mask.size} rows and as many entries as offsets[-1]"
         )
-    if offsets[0] != 0 or (np.diff(offsets) < 0).any():
+    if offsets[0] != 0 or (offsets[1:] < offsets[:-1]).any():
         raise ConfigError(f"codes of {name!r}: offsets must start at 0 and never fall")
     _check_range(f"latent id of {name!r}", latents, n_latents, "the number of latents")
     lengths = np.diff(offsets)
@@ -193,15 +197,33 @@ def check_sizes(context: int, budget_bytes: int, segment_tokens: int | None) -> 
         raise ConfigError(f"segment_tokens is {segment_tokens}, expected {context} (one context) to 2^32")
 
 
-def check_place(folder: Path) -> None:
-    """Refuse to replace a folder that holds something else than an index."""
+def check_place(folder: Path, replaced: bool = True) -> None:
+    """`ConfigError` for a folder that holds something else than an index or, to be `replaced`, beside one."""
     if folder.is_file():
         raise ConfigError(f"{folder}: is a file, expected a folder for the index")
-    if folder.is_dir() and not (folder / "index.json").is_file() and any(folder.iterdir()):
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    whole = (folder / "index.json").is_file() and ((folder / MANIFEST).is_file() or (folder / TOKENS).is_file())
+    if not whole:
         raise ConfigError(f"{folder}: is not empty and holds no index; choose another folder")
+    if replaced and (foreign := sorted(place.name for place in folder.iterdir() if not _is_ours(place))):
+        raise ConfigError(
+            f"{folder}: holds {foreign[0]!r}, which is no part of the index there and would go with it; move it, or "
+            "choose another folder"
+        )
 
 
-def coder_folders(latents: Mapping[str, int]) -> dict[str, str]:
+def _is_ours(place: Path) -> bool:
+    """Whether an entry of a folder is one that indexes have, whole or broken."""
+    name = place.name
+    if place.is_dir():
+        return (place / "statistics").is_dir() or any(place.glob("segment-*"))
+    return name in {*RESERVED, MANIFEST, ".lock"} or fnmatch(name, "slice-*.bin") or fnmatch(name, ".*.tmp")
+
+
+def coder_folders(latents: Mapping[str, int], slices: Iterable[str] = ()) -> dict[str, str]:
+    """Coder → its folder. `ConfigError` where two would share one, or one would be a file of the index."""
+    taken = {*RESERVED, MANIFEST, *map(slice_file, slices)}
     if not latents:
         raise ConfigError("an index needs at least one coder")
     folders: dict[str, str] = {}
@@ -209,7 +231,7 @@ def coder_folders(latents: Mapping[str, int]) -> dict[str, str]:
         folder = slug(name)
         if n < 1:
             raise ConfigError(f"coder {name!r} has {n} latents, expected at least 1")
-        if folder in RESERVED or folder == "manifest.json":
+        if folder.lower() in taken:
             raise ConfigError(f"coder name {name!r} is taken by a file of the index")
         if folder.lower() in {other.lower() for other in folders.values()}:
             other = next(o for o, f in folders.items() if f.lower() == folder.lower())

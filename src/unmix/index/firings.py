@@ -10,6 +10,7 @@ from jaxtyping import Float32, Int64
 
 from unmix.core.seeds import derive
 from unmix.index.choosing import shuffled
+from unmix.index.documents import ranges
 from unmix.index.figures import Figures
 from unmix.index.filters import Filter
 from unmix.index.store import PostingStore
@@ -22,7 +23,9 @@ Values = Float32[np.ndarray, " _"]
 SAMPLE = 2**13
 """Firings from which windows are drawn, about, where something fires more often."""
 WHOLE = 2**17
-"""Up to here all firings are read and thinned; above, only those in the sampled contexts are read."""
+"""Up to here all firings are read and those in other contexts left out; above, only the contexts asked for are read."""
+FEW = 5
+"""Up to so many times the sample all firings are read; above, only those in the sampled contexts are."""
 GROUPS = 256
 """Contexts are sampled in groups of neighbours, so long that about so many make up a sample."""
 
@@ -123,15 +126,14 @@ def sampled(firings: Firings, keep: Filter, seed: int, size: int) -> tuple[Posit
     n_contexts = keep.store.n_contexts
     width = -(-n_contexts // min(max(GROUPS * total // SAMPLE, 1), n_contexts))
     groups = -(-n_contexts // width)
-    order = shuffled(derive(seed, "contexts"), groups, 0, -(-groups * size // total))
-    if firings.count(None) <= WHOLE:
-        taken = np.zeros(groups, bool)
-        taken[order] = True
+    taken = np.sort(shuffled(derive(seed, "contexts"), groups, 0, -(-groups * size // total)))
+    if firings.count(None) <= FEW * size:
         positions, values = firings.read()
-        part = taken[positions // (width * firings.context)]
-        positions, values = positions[part], values[part]
+        first, last = np.searchsorted(positions, np.stack([taken, taken + 1]) * (width * firings.context))
+        inside = ranges(first, last)
+        positions, values = positions[inside], values[inside]
         return *(_only(positions, values, keep) if not keep.everywhere else (positions, values)), False
-    contexts = (np.sort(order)[:, None] * width + np.arange(width)).reshape(-1)
+    contexts = (taken[:, None] * width + np.arange(width)).reshape(-1)
     contexts = contexts[contexts < n_contexts]
     return *firings.within(contexts[keep.keeps_contexts(contexts)]), False
 

@@ -12,24 +12,24 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, Integer
 
 from unmix.core.errors import ConfigError
 from unmix.core.progress import task
-from unmix.index.cache import Cache, cached, coder_key
+from unmix.index.cache import Cache, cached
 from unmix.index.documents import ranges
 from unmix.index.layout import CoderEntry, open_raw, write_raw
 from unmix.index.part import Part
+from unmix.index.shared import SharedStore
 from unmix.index.statistics import chunks
-from unmix.index.store import PostingStore, TokenStore
+from unmix.index.store import PostingStore
 
 BUCKET = 2**22
 """Firings sorted in memory at once, about: 0.2 GB."""
 PIECE = 2**21
-"""Firings of one latent read at once, about."""
+"""Firings read at once, about."""
 RECORD = np.dtype([("position", "<u4"), ("latent", "<u4"), ("value", "<f4")])
 
 
@@ -77,12 +77,20 @@ class Forward:
         if len(positions) and int(positions[-1]) >= self.n_contexts * self.context:
             last = self.n_contexts * self.context - 1
             raise ConfigError(f"position {int(positions[-1])} is out of range: the last one is {last}")
-        contexts = np.unique(positions // self.context)
-        entries, place, row = self._entries(contexts)
-        found = contexts[row] * self.context + place
-        at = np.searchsorted(positions, found)
-        keep = positions[np.minimum(at, max(len(positions) - 1, 0))] == found if len(positions) else at < 0
-        return self._codes(entries[keep], np.bincount(at[keep], minlength=len(positions)))
+        contexts, places = np.divmod(positions, self.context)
+        first, last = self._begin(contexts, places), self._begin(contexts, places + 1)
+        return self._codes(ranges(first, last), last - first)
+
+    def _begin(self, contexts: Int64[np.ndarray, " n"], places: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """The first entry of each context at its place or later: looked for by halves, for a context is long."""
+        low, high = self.offsets[contexts], self.offsets[contexts + 1]
+        left = np.flatnonzero(low < high)
+        while len(left):
+            middle = (low[left] + high[left]) // 2
+            before = self.places[middle] < places[left]
+            low[left[before]], high[left[~before]] = middle[before] + 1, middle[~before]
+            left = left[low[left] < high[left]]
+        return low
 
     def _entries(
         self, contexts: Int64[np.ndarray, " contexts"]
@@ -100,7 +108,7 @@ class Forward:
         return PositionCodes(self.latents[entries].astype(np.int32), self.values[entries], offsets, self.n_latents)
 
 
-def open_forward(store: TokenStore, postings: PostingStore, entry: CoderEntry, bucket: int = BUCKET) -> Forward:
+def open_forward(store: SharedStore, postings: PostingStore, entry: CoderEntry, bucket: int = BUCKET) -> Forward:
     """The forward side of a coder: from the cache, or made now and cached. About a minute for 100 M firings.
 
     It needs 12 bytes a firing of disk space while it is made; memory stays near 0.3 GB.
@@ -110,7 +118,7 @@ def open_forward(store: TokenStore, postings: PostingStore, entry: CoderEntry, b
     def make(folder: Path) -> None:
         _write(folder, postings, context, n_contexts, bucket)
 
-    cache = cached(store.folder, f"{entry.folder}.forward", coder_key(store.folder, entry.folder), make)
+    cache = cached(store.folder, f"{entry.folder}.forward", store.keys.coder(entry.folder), make)
     total = cache.size("values.bin") // 4
     return Forward(
         context, n_contexts, n_latents,
@@ -134,12 +142,12 @@ def _write(folder: Path, postings: PostingStore, context: int, n_contexts: int, 
     width = -(-n_contexts // n_buckets)
     names = [folder / f"bucket-{i}.tmp" for i in range(-(-n_contexts // width))]
     with task("turning the postings round", int(counts.sum())) as progress:
-        with ExitStack() as stack:
-            files = [stack.enter_context(name.open("wb")) for name in names]
-            for first, last in chunks(counts):
-                for part in _parts(postings, first, last, n_contexts):
-                    _split(part, first, width * context, files)
-                progress.advance(int(counts[first:last].sum()))
+        for name in names:
+            name.touch()
+        for first, last in chunks(counts, PIECE):
+            for part in _parts(postings, first, last, n_contexts):
+                _split(part, first, width * context, names)
+            progress.advance(int(counts[first:last].sum()))
         per_context = np.zeros(n_contexts, np.int64)
         with ExitStack() as stack:
             out = {
@@ -172,8 +180,11 @@ def _parts(postings: PostingStore, first: int, last: int, n_contexts: int) -> It
         yield Part(np.array([len(positions)]), positions, values)
 
 
-def _split(part: Part, first: int, span: int, files: Sequence[BinaryIO]) -> None:
-    """Append the firings of latents from `first` on to the files of their buckets, each by latent, then by position."""
+def _split(part: Part, first: int, span: int, files: Sequence[Path]) -> None:
+    """Append the firings of latents from `first` on to the files of their buckets, each by latent, then by position.
+
+    A file is open only while it is written: a large index has more buckets than a process may hold files open.
+    """
     records = np.empty(len(part.positions), RECORD)
     bucket, records["position"] = np.divmod(part.positions, span)
     records["latent"] = np.repeat(np.arange(first, first + len(part.counts), dtype=np.uint32), part.counts)
@@ -181,6 +192,7 @@ def _split(part: Part, first: int, span: int, files: Sequence[BinaryIO]) -> None
     if len(files) > 1:
         records = records[np.argsort(bucket.astype(np.uint16), kind="stable")]
     cuts = np.concatenate([[0], np.cumsum(np.bincount(bucket, minlength=len(files)))])
-    for i, file in enumerate(files):
+    for i, path in enumerate(files):
         if cuts[i + 1] > cuts[i]:
-            write_raw(file, records[cuts[i] : cuts[i + 1]])
+            with path.open("ab") as file:
+                write_raw(file, records[cuts[i] : cuts[i + 1]])

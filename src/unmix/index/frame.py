@@ -41,7 +41,7 @@ class Frame:
     @cached_property
     def folders(self) -> dict[str, str]:
         """Coder → its folder inside the index."""
-        return coder_folders(self.latents)
+        return coder_folders(self.latents, self.slices)
 
     @property
     def token_dtype(self) -> np.dtype[np.unsignedinteger]:

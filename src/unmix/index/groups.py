@@ -7,19 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unmix.core.atomic import atomic_folder, sweep
-from unmix.core.errors import CorruptError
 from unmix.core.manifest import MANIFEST, write_manifest
 from unmix.index.claims import claim
 from unmix.index.intake import runs_of
 from unmix.index.merge import merge_runs
 from unmix.index.plan import Plan
-from unmix.index.shards import GROUP, SHARD, group_claim, group_folder, group_stands, shard_folder, shard_stands, whole
+from unmix.index.shards import GROUP, drop_broken, group_claim, group_folder, group_stands, shard_folder, shard_stands
 
 COPIED = 16 * 2**20
 
 
-def close_group(building: Path, plan: Plan, number: int, budget_bytes: int) -> bool:
-    """Merge a group whose shards are all there, unless another process does; whether it stands now."""
+def close_group(building: Path, plan: Plan, number: int, budget_bytes: int, check: bool = False) -> bool:
+    """Merge a group whose shards are all there, unless another process does; whether it stands now.
+
+    With `check`, for shards that this process has not proved, a broken one is removed and not merged.
+    """
     if not group_stands(building, number):
         if not all(shard_stands(building, plan, shard) for shard in plan.cut.shards(number)):
             return False
@@ -27,6 +29,11 @@ def close_group(building: Path, plan: Plan, number: int, budget_bytes: int) -> b
             if not mine:
                 return False
             if not group_stands(building, number):
+                shards = plan.cut.shards(number)
+                if check:
+                    drop_broken(building, plan, shards)
+                if not all(shard_stands(building, plan, shard) for shard in shards):
+                    return False
                 merge_group(building, plan, number, budget_bytes)
     drop_shards(building, plan, number)
     return True
@@ -71,10 +78,3 @@ def append(pieces: Sequence[Path], target: Path) -> None:
         for piece in pieces:
             with piece.open("rb") as file:
                 shutil.copyfileobj(file, out, COPIED)
-
-
-def check_shards(building: Path, plan: Plan, numbers: Sequence[int]) -> None:
-    """`CorruptError` for a shard whose hashes are wrong."""
-    for number in numbers:
-        if not whole(shard_folder(building, number), SHARD, plan.shard_key(number)):
-            raise CorruptError(f"{shard_folder(building, number)}: is no whole shard of this build; make it again")

@@ -20,7 +20,8 @@ WEAVING = 64 * 2**20
 
 def runs_of(folder: Path, base: int, n_latents: int) -> list[Run]:
     """The runs of one coder in its folder of a shard, in order of position."""
-    return [Run(run, base, n_latents) for run in sorted(folder.glob("run-*"))]
+    found = sorted(folder.glob("run-*"), key=lambda run: int(run.name.removeprefix("run-")))
+    return [Run(run, base, n_latents) for run in found]
 
 
 class Intake:
@@ -31,8 +32,9 @@ class Intake:
         self.base, self.runs = base, runs
         """The global position that the next run's count from, and the shard's folder for the runs of all coders."""
         self._spare = max(budget_bytes - WEAVING, budget_bytes // 4)
-        block = min(max(self._spare // (64 * len(frame.latents)), 16), BLOCK)
-        self._buffers = {name: RunBuffer(n, block) for name, n in frame.latents.items()}
+        block = self._spare // (64 * len(frame.latents))
+        # A block has 4 bytes for each latent beside its postings: it must not be much smaller than the coder is wide.
+        self._buffers = {name: RunBuffer(n, min(max(block, n // 8, 16), BLOCK)) for name, n in frame.latents.items()}
         self._written = 0
         self.contexts = 0
         """Contexts taken since the start."""

@@ -11,12 +11,12 @@ from typing import Any, cast
 import numpy as np
 
 from unmix.core.atomic import disk_errors, write_json
-from unmix.core.errors import ConfigError, ResumeError
-from unmix.core.manifest import MANIFEST
+from unmix.core.errors import ConfigError, CorruptError, ResumeError
+from unmix.core.manifest import MANIFEST, verify_folder
 from unmix.index.building import finish
 from unmix.index.checks import check_place
 from unmix.index.claims import BuildLock
-from unmix.index.damage import BUILD
+from unmix.index.damage import BUILD, shown
 from unmix.index.frame import Frame
 from unmix.index.layout import DOCUMENTS, TOKENS, IndexMeta, Segment, open_raw, segment_folder, slice_file, write_raw
 from unmix.index.plan import PLAN, Plan, differences
@@ -26,6 +26,7 @@ from unmix.index.shards import (
     GROUP,
     SHARD,
     building_folder,
+    drop_broken,
     group_folder,
     group_stands,
     missing,
@@ -51,6 +52,7 @@ def join(folder: str | Path, parts: Sequence[str | Path], *, budget_bytes: int =
     Raises:
         ConfigError: no parts, or ones that do not go together; missing shards are named.
         ResumeError: parts of builds with different inputs, each named; another process builds at `folder`.
+        CorruptError: an index with a wrong hash somewhere, named.
     """
     folder = Path(folder)
     check_place(folder)
@@ -93,6 +95,7 @@ def _join_parts(folder: Path, parts: Sequence[Path], budget_bytes: int) -> Laten
                     shutil.copyfile(parts[0] / name, building / name)
         elif (here := Plan.read(building)).key != plan.key:
             raise ResumeError(f"{building}: is another build: {'; '.join(differences(here.decides, plan.decides))}")
+        drop_broken(building, plan, range(plan.cut.n_shards))
         for part in parts:
             if part.resolve() != building.resolve():
                 _take(building, plan, part)
@@ -136,6 +139,8 @@ def _listed(numbers: Sequence[int]) -> str:
 
 def _join_indexes(folder: Path, indexes: Sequence[LatentIndex], budget_bytes: int) -> LatentIndex:
     frame = _common(indexes)
+    for index in indexes:
+        _require_whole(index.folder)
     segments: list[Segment] = []
     with new_index(folder) as temp, disk_errors(folder):
         _join_tokens(temp, frame, indexes)
@@ -155,6 +160,12 @@ def _join_indexes(folder: Path, indexes: Sequence[LatentIndex], budget_bytes: in
         }
         seal(temp, describe(temp, frame, base // frame.context, segments, meta), indexes[0].store.vocab, budget_bytes)
     return open_index(folder)
+
+
+def _require_whole(folder: Path) -> None:
+    """`CorruptError` where an index is broken: what is joined gets hashes anew, which would call it whole."""
+    if problems := verify_folder(folder):
+        raise CorruptError(f"{folder}: cannot be joined: {'; '.join(shown(folder, problems)[:SHOWN])}")
 
 
 def _move_segment(source: Path, target: Path, base: int) -> None:

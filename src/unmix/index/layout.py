@@ -14,6 +14,7 @@ manifest.json         length and SHA-256 of all of these, written last
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,6 +31,7 @@ KIND = "index"
 INDEX_SCHEMA = 2
 SEGMENT_TOKENS = 2**32
 """A segment covers fewer positions than this, so that a u32 can name each of them (decision 20)."""
+MOST_FILES = 2**16
 RESERVED = frozenset({"index.json", "vocab.json", "tokens.bin", "documents.bin", "roles.bin", "mask.bin"})
 
 TOKENS, DOCUMENTS, ROLE_BYTES, MASK = "tokens.bin", "documents.bin", "roles.bin", "mask.bin"
@@ -122,7 +124,25 @@ def open_raw(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.ndarray
         raise CorruptError(f"{path}: found {shown}, expected {expected} bytes")
     if expected == 0:
         return np.empty(shape, kind)
-    return np.asarray(np.memmap(path, kind, "r", shape=shape))
+    try:
+        return np.asarray(np.memmap(path, kind, "r", shape=shape))
+    except OSError as error:
+        # Each map holds a file open: 3 for a segment, so 26 coders of 16 segments pass the usual limit of 1024.
+        if error.errno != errno.EMFILE or not _may_open_more():
+            raise
+        return np.asarray(np.memmap(path, kind, "r", shape=shape))
+
+
+def _may_open_more() -> bool:
+    """Raise this process's limit of open files as far as the system lets it; False where it is there already."""
+    import resource  # absent on Windows, whose limit is another
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft >= wanted:
+        return False
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return True
 
 
 def write_raw(file: BinaryIO, array: np.ndarray) -> None:

@@ -27,11 +27,13 @@ def merge_runs(folder: Path, segment: Segment, runs: Sequence[Run], n_latents: i
     with disk_errors(folder), writer:
         if not runs:
             return
-        offsets = [run.offsets() for run in runs]
-        counts = np.diff(np.sum(offsets, axis=0, dtype=np.int64))
+        whole = np.zeros(n_latents + 1, np.int64)
+        for run in runs:
+            whole += run.offsets()
+        counts = np.diff(whole)
         at_once = min(max(budget_bytes // BYTES_PER_POSTING, 1), WOVEN)
         for first, last in spans(counts, len(runs), at_once):
-            bounds = np.stack([whole[first : last + 1] for whole in offsets])
+            bounds = np.stack([run.starts(first, last) for run in runs])
             parts = [
                 _local(run, segment.base, int(start), int(end))
                 for run, start, end in zip(runs, bounds[:, 0], bounds[:, -1], strict=True)

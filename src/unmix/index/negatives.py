@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from unmix.index.choosing import Chosen, Dedupe, shuffled
+from unmix.index.documents import ranges
 from unmix.index.drawing import make_windows
 from unmix.index.filters import Filter
 from unmix.index.firings import SAMPLE, Firings, sampled
@@ -19,8 +20,8 @@ from unmix.index.windows import Shape, Window, find_peaks
 
 Kind = Literal["random", "neighbours", "similar"]
 KINDS: tuple[Kind, ...] = ("random", "neighbours", "similar")
-SWEEP = 4096
-"""Contexts looked at in one go at most: 4096 × context booleans, a few of them."""
+SWEEP = 2**19
+"""Positions looked at in one go at most: some 32 bytes each."""
 WHOLE = 2**15
 """Up to here all firings are read; above, only those in the contexts that are looked at."""
 NEIGHBOURS = 16
@@ -73,7 +74,8 @@ def draw_random(firings: Firings, keep: Filter, shape: Shape, n: int, seed: int,
         fruitful: list[np.ndarray] = []
         done, total = 0, len(pool) if order is None else len(order)
         while done < total and len(found.anchors) < n:
-            size = min(max(2 * (n - len(found.anchors)), 16), SWEEP)
+            # As many as before, at least: where hardly a window is silent, many have to be looked at.
+            size = min(max(2 * (n - len(found.anchors)), 16, done), max(SWEEP // shape.context, 1))
             contexts = pool[shuffled(seed, total, done, done + size)] if order is None else order[done : done + size]
             done += size
             before = len(found.anchors)
@@ -123,7 +125,11 @@ def silent_places(
     """Which places of the contexts are unmasked, fit the filter, and have no firing in the window around them."""
     size = keep.store.context
     base = contexts * size
-    before = np.searchsorted(positions, base[:, None] + np.arange(size + 1))
+    first, last = np.searchsorted(positions, base), np.searchsorted(positions, base + size)
+    row = np.repeat(np.arange(len(contexts)), last - first)
+    before = np.zeros((len(contexts), size + 1), np.int32)
+    before[row, positions[ranges(first, last)] - base[row] + 1] = 1
+    np.cumsum(before, axis=1, out=before)
     return (before[:, ends] == before[:, starts]) & keep.keeps_places(contexts)
 
 

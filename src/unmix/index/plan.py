@@ -147,8 +147,11 @@ def plan_of(source: Source) -> Plan:
     if not source.n_contexts:
         raise DataError("the source has no contexts, so there is nothing to index")
     slices = {name: list(values) for name, values in source.slices.items()}
-    frame = Frame(dict(source.latents), source.context, list(source.roles), slices, source.vocab_size)
-    return Plan(frame, cut(source.n_contexts, source.context), plain_meta(source.inputs), plain_meta(source.meta))
+    latents = {name: int(n) for name, n in source.latents.items()}
+    size = None if source.vocab_size is None else int(source.vocab_size)
+    frame = Frame(latents, int(source.context), list(source.roles), slices, size)
+    division = cut(int(source.n_contexts), frame.context)
+    return Plan(frame, division, plain_meta(source.inputs), plain_meta(source.meta))
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -198,7 +198,8 @@ def _page(
     for set_, draw in enumerate([panel, more] if more else [panel]):
         for number, (name, figures) in enumerate(coders.items()):
             x, y = number % columns * WIDTH, HEAD + (set_ * rows + number // columns) * HEIGHT
-            shown = name if len(name) < 28 else f"{name[:26]}…"
+            shown = "".join(c if c.isprintable() else "\ufffd" for c in name)
+            shown = shown if len(shown) < 28 else f"{shown[:26]}…"
             label = f'<text class="name" x="{LEFT}" y="16">{escape(shown)}</text>'
             parts.append(f'<g transform="translate({x},{y})">{label}{draw(number, figures)}</g>')
     parts += [f'<g transform="translate(0,{below + i * FOOT})">{line}</g>' for i, line in enumerate(legend)]

@@ -59,10 +59,6 @@ class Tally:
 
     def hits(self, coder: str, frequency: Float64[np.ndarray, " latents"], by: str, n: int | None) -> list[LatentHit]:
         """The latents that fire, by one of `ORDERS`, largest first; ties by id."""
-        if by not in ORDERS:
-            raise ConfigError(f"cannot order latents by {by!r}. {did_you_mean(by, ORDERS)}")
-        if n is not None and n < 0:
-            raise ConfigError(f"n is {n}, expected 0 or more")
         ids = np.flatnonzero(self.count)
         count = self.count[ids]
         share = count / max(self.positions, 1)
@@ -74,6 +70,14 @@ class Tally:
         rows = zip(ids[order].tolist(), *(columns[name][order].tolist() for name in columns), strict=True)
         names = list(columns)
         return [LatentHit(coder, i, **dict(zip(names, values, strict=True))) for i, *values in rows]
+
+
+def check_order(by: str, n: int | None) -> None:
+    """`ConfigError` for an order that does not exist, or for less than no latents."""
+    if by not in ORDERS:
+        raise ConfigError(f"cannot order latents by {by!r}. {did_you_mean(by, ORDERS)}")
+    if n is not None and n < 0:
+        raise ConfigError(f"n is {n}, expected 0 or more")
 
 
 def tally(codes: Iterator[PositionCodes], n_latents: int) -> Tally:
@@ -106,6 +110,8 @@ def token_ids(store: TokenStore, token: Token) -> list[int]:
     if isinstance(token, int | np.integer):
         if token < 0:
             raise ConfigError(f"token id {token} is out of range: it must be 0 or more")
+        if store.vocab is not None and token >= len(store.vocab):
+            raise ConfigError(f"token id {token} is out of range: the vocabulary has ids 0 to {len(store.vocab) - 1}")
         return [int(token)]
     return sorted({i for one in token for i in token_ids(store, one)})
 

@@ -25,6 +25,7 @@ from unmix.index.queries import (
     OCCURRENCES,
     LatentHit,
     Token,
+    check_order,
     positions_in,
     positions_of,
     rows_at,
@@ -162,6 +163,7 @@ class CoderIndex:
             occurrences: of a more frequent token, the size of the uniform sample of its positions that is looked at;
                 None for every position.
         """
+        check_order(by, n)
         keep = make_filter(self._store, role, where, documents)
         positions = positions_of(self._store, token_ids(self._store, token), keep, occurrences)
         return self._hits(positions, by, n)
@@ -175,6 +177,7 @@ class CoderIndex:
         return self._hits(np.array([position], np.int64), by, n)
 
     def _hits(self, positions: Int64[np.ndarray, " n"], by: str, n: int | None) -> list[LatentHit]:
+        check_order(by, n)
         found = tally(rows_at(self.forward, positions), self.n_latents)
         return found.hits(self.name, self.frequency, by, n)
 

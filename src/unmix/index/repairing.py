@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from unmix.core.atomic import atomic_file, atomic_folder, sha256_file, write_json
+from unmix.core.atomic import atomic_file, atomic_folder, sha256_file, sweep, write_json
 from unmix.core.errors import ConfigError, CorruptError, ResumeError
 from unmix.core.lock import folder_lock
 from unmix.core.manifest import MANIFEST, Problem, read_manifest, verify_folder
@@ -151,12 +151,14 @@ class _Mender:
 
     def _put(self, name: str, new: Path) -> None:
         self._prove(name, new)
+        sweep(self._folder / name)
         with atomic_file(self._folder / name) as temp:
             shutil.copyfile(new, temp)
 
     def _put_segment(self, home: str, number: int) -> None:
         name, new = f"{home}/{segment_folder(number)}", self._bench / f"{number:05d}" / home
         self._prove(f"{name}/{MANIFEST}", new / MANIFEST)
+        sweep(self._folder / name)
         with atomic_folder(self._folder / name) as temp:
             for file in new.iterdir():
                 shutil.copyfile(file, temp / file.name)

@@ -32,8 +32,12 @@ class Run:
     n_latents: int
 
     def offsets(self) -> Int64[np.ndarray, " latents_plus_1"]:
-        """Where each latent's postings start; memory-mapped."""
+        """Where each latent's postings start; memory-mapped, which holds a file open as long as the array lives."""
         return open_raw(self.folder / OFFSETS, np.int64, (self.n_latents + 1,))
+
+    def starts(self, first: int, last: int) -> Int64[np.ndarray, " n_plus_1"]:
+        """Where the postings of latents `[first, last)` start, and where they end."""
+        return np.fromfile(self.folder / OFFSETS, np.int64, last - first + 1, offset=8 * first)
 
     def read(self, start: int, end: int) -> tuple[UInt32[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
         """Postings `[start, end)`: two contiguous reads."""

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,15 @@ def new_index(folder: Path) -> Generator[Path]:
 
 def sweep_index(folder: Path) -> None:
     """Remove what killed writers of this index left. One that still runs holds its lock: `ResumeError` then."""
-    for stale in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
+    # Exactly the eight characters of `mkdtemp`: `.a.*.tmp` would be those of an index `a.b` too.
+    for stale in folder.parent.glob(f".{glob.escape(folder.name)}.????????.tmp"):
         if (stale / TOKENS).is_file() or (stale / LOCK).is_file():
             with folder_lock(stale):
                 shutil.rmtree(stale, ignore_errors=True)
-        elif not any(stale.iterdir()) and stale.stat().st_mtime < time.time() - STALE:
-            stale.rmdir()
+        else:
+            with suppress(FileNotFoundError):  # its writer ended
+                if not any(stale.iterdir()) and stale.stat().st_mtime < time.time() - STALE:
+                    stale.rmdir()
 
 
 def describe(

@@ -9,8 +9,10 @@ claims/                         one file a shard or group, locked by the process
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from unmix.core.atomic import atomic_folder, sweep
@@ -22,6 +24,7 @@ from unmix.index.intake import Intake
 from unmix.index.plan import Plan
 from unmix.index.sources.base import Source
 
+log = logging.getLogger("unmix")
 SHARD, GROUP = "index-shard", "index-group"
 
 
@@ -81,15 +84,17 @@ def _drop(folder: Path, kind: str, key: str, held: Path) -> None:
         return
     with claim(held) as mine:
         if mine and not whole(folder, kind, key):
-            shutil.rmtree(folder)
+            log.info("%s: is not whole or of another build; it is made again", folder)
+            with suppress(FileNotFoundError):
+                shutil.rmtree(folder)
 
 
 def whole(folder: Path, kind: str, key: str) -> bool:
     """Whether a folder has the right key and every file its hash."""
     try:
         return read_manifest(folder, kind).get("key") == key and not verify_folder(folder)
-    except (CorruptError, KeyError, TypeError, AttributeError):
-        return False
+    except (CorruptError, FileNotFoundError, KeyError, TypeError, AttributeError):
+        return False  # also where another process removes the shard meanwhile, whose group stands now
 
 
 def build_shard(

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64, Integer
 
 from unmix.core.errors import ConfigError
-from unmix.index.cache import Cache, cached, text_key
+from unmix.index.cache import Cache, cached
 from unmix.index.choosing import shuffled
 from unmix.index.documents import ranges
 from unmix.index.layout import open_raw, save_raw
@@ -127,9 +127,12 @@ class Texts:
         return np.concatenate(parts)
 
 
-def open_texts(store: TokenStore) -> Texts:
-    """The text index of a token store: from the cache, or made now (about 2 s for 6.4 M positions) and cached."""
-    cache = cached(store.folder, "texts", text_key(store.folder), lambda folder: _write(folder, store))
+def open_texts(store: TokenStore, key: str) -> Texts:
+    """The text index of a token store: from the cache where one has this `key`, or made now and cached.
+
+    Making it takes about 2 s for 6.4 M positions.
+    """
+    cache = cached(store.folder, "texts", key, lambda folder: _write(folder, store))
     contexts = open_raw(cache.folder / "contexts.bin", np.int64, (cache.size("contexts.bin") // 8,))
     n_terms = cache.size("terms.bin") // 8
     entries = cache.size("counts.bin")

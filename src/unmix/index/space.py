@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +52,7 @@ def estimate(plan: Plan, l0: Mapping[str, float], workers: int = 1, parts: int |
 
 def check_space(building: Path, need: Estimate) -> None:
     """`MachineError` with both numbers where the disk cannot hold the build; a warning where it comes close."""
-    written = sum(f.stat().st_size for f in building.rglob("*") if f.is_file())
+    written = _written(building)
     have = shutil.disk_usage(building).free + written
     rates = ", ".join(f"{name} {rate:.4g}" for name, rate in need.l0.items())
     said = f"{size(need.bytes)} for {need.tokens:,} tokens at L0 {rates}"
@@ -60,6 +62,16 @@ def check_space(building: Path, need: Estimate) -> None:
         log.warning("%s: the index needs about %s, and %s are free: that is close", building.parent, said, size(have))
     else:
         log.info("the index needs about %s; %s are free", said, size(have))
+
+
+def _written(folder: Path) -> int:
+    """Bytes below a folder in which other processes work: what they remove meanwhile does not count."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += (Path(place) / name).stat().st_size
+    return total
 
 
 def size(n: float) -> str:

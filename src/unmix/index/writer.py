@@ -69,10 +69,14 @@ class IndexWriter:
         self._vocab = list(vocab) if vocab is not None else None
         if vocab_size is None and vocab is not None:
             vocab_size = len(vocab)
+        # Sizes may come from NumPy, whose integers JSON does not take: it would say so after all the work.
+        context = int(context)
         self._frame = Frame(
-            dict(latents), context, tuple(roles), {name: tuple(values) for name, values in (slices or {}).items()},
-            vocab_size,
+            {name: int(n) for name, n in latents.items()}, context, tuple(roles),
+            {name: tuple(values) for name, values in (slices or {}).items()},
+            None if vocab_size is None else int(vocab_size),
         )  # fmt: skip
+        segment_tokens = None if segment_tokens is None else int(segment_tokens)
         check_sizes(context, budget_bytes, segment_tokens)
         self._meta = plain_meta(meta or {})
         self._budget, self._segment_tokens = budget_bytes, segment_tokens
@@ -138,12 +142,16 @@ class IndexWriter:
         batch = self._batch(as_array(tokens), roles, documents, mask, codes, slices)
         taken = self._frame.take(batch, self.n_tokens)
         done, first = 0, self._intake.contexts
-        while done < len(taken):
-            n = min(len(taken) - done, self._shard - (first + done) % self._shard)
-            self._intake.add(taken.rows(done, done + n), first + done)
-            done += n
-            if (first + done) % self._shard == 0:
-                self._end_shard()
+        try:
+            while done < len(taken):
+                n = min(len(taken) - done, self._shard - (first + done) % self._shard)
+                self._intake.add(taken.rows(done, done + n), first + done)
+                done += n
+                if (first + done) % self._shard == 0:
+                    self._end_shard()
+        except BaseException:
+            self.abort()  # a batch that is written in part can never be made good
+            raise
 
     def _batch(
         self,

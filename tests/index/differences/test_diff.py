@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +214,9 @@ def test_hostile_tokens_stay_on_their_line(index: LatentIndex) -> None:
     found = diff(index, slice="label=wikipedia", against="label=books")
     row = found.latent(4, 1)
     row.top_tokens[0] = "a\x1b[31m\nb"
+    hostile = "label=\x1b]0;x\n\u202e"  # labels are of the data, too
+    row = replace(row, more=hostile)
+    found = replace(found, a=replace(found.a, name=hostile), remarks=[f"of {hostile}"])
     lines = table(found, [row])
     assert any("a\\x1b[31m\\nb" in line for line in lines)
-    assert not any("\x1b" in line for line in lines)
+    assert all(line.isprintable() for line in lines)

@@ -269,6 +269,8 @@ def test_broken_caches_say_what_is_wrong(cache: Path, tmp_path: Path) -> None:
     refused(FormatError, r"found only locations, tokens, expected activations of 1 dimensions")
     save_file({**whole, "activations": whole["activations"][1:].copy()}, path)
     refused(FormatError, r"locations are \[\d+, 3\] and activations \[\d+\], expected \[n, 3\] and \[n\]")
+    save_file({**whole, "tokens": whole["tokens"].reshape(-1)}, path)
+    refused(FormatError, r"found \[120\], expected tokens of 2 dimensions")
     save_file({**whole, "tokens": whole["tokens"] + 1}, path)
     refused(FormatError, "'layers.0' and 'layers.1' hold different tokens")
     path.write_bytes(path.read_bytes()[:500])

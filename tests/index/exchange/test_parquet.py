@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from index.differences.simulated import write_index
-from index.oracle import make_stream, write
+from index.oracle import ArrayCodes, make_stream, write
 from unmix.cli._index_export import command
 from unmix.core.errors import ConfigError, MachineError
 from unmix.index.exchange import write_parquet
-from unmix.index.reader import LatentIndex
+from unmix.index.reader import LatentIndex, open_index
+from unmix.index.writer import IndexWriter
 
 pq = pytest.importorskip("pyarrow.parquet")
 
@@ -53,6 +54,21 @@ def test_one_row_a_posting(index: LatentIndex, tmp_path: Path) -> None:
         assert row["role"] == ("explain", "score")[row["context"] % 2]
         assert row["label"] == ("wikipedia", "books")[row["document"] % 2]
         assert row["speaker"] == ("user" if row["position"] % 24 < 8 else "assistant")
+
+
+def test_a_slicing_may_be_called_as_a_column_is(tmp_path: Path) -> None:
+    stream = make_stream(2, n_contexts=3)
+    names: list[str] = ["latent", "coder", "string", "activation", "role"]
+    slicings = dict.fromkeys(names, ("x", "y"))
+    with IndexWriter(tmp_path / "index", {"a": 5}, stream.context, slices=slicings) as writer:
+        codes = ArrayCodes.from_dense(stream.codes["a"].reshape(-1, 5))
+        numbers = dict.fromkeys(names, np.ones(stream.tokens.shape, np.uint8))
+        writer.add(stream.tokens, stream.roles, stream.documents, stream.mask, {"a": codes}, numbers)
+    index, path = open_index(tmp_path / "index"), tmp_path / "postings.parquet"
+    write_parquet(index, path)
+    rows = read(path)
+    assert [row["latent"] for row in rows] == np.repeat(np.arange(5), index["a"].figures.firings).tolist()
+    assert {row[f"slice_{name}"] for row in rows for name in names} == {"y"}
 
 
 def test_some_latents_of_some_coders(tmp_path: Path) -> None:

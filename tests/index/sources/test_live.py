@@ -72,6 +72,19 @@ def test_one_range_gives_the_same_bytes_however_it_is_cut(
     assert len(whole["tokens"]) == 100
 
 
+def test_what_the_model_computes_is_an_input(lm: LanguageModel, shards: TokenShards) -> None:
+    """Equal weights under another config are another model; a folder that was moved is the same one."""
+    before = LiveSource(lm, shards, {"a": coder("topk")}).inputs
+    config: Any = lm.model.config
+    name, lm.name = lm.name, "elsewhere"
+    try:
+        assert LiveSource(lm, shards, {"a": coder("topk")}).inputs == before
+        config.initializer_range = 0.5
+        assert LiveSource(lm, shards, {"a": coder("topk")}).inputs["model"] != before["model"]
+    finally:
+        lm.name, config.initializer_range = name, 0.02
+
+
 def test_another_batch_is_another_input(lm: LanguageModel, shards: TokenShards) -> None:
     one, other = (LiveSource(lm, shards, {"a": coder("topk")}, batch=n) for n in (8, 16))
     assert {k for k in one.inputs if one.inputs[k] != other.inputs[k]} == {"batch"}

@@ -34,27 +34,27 @@ def _head(found: Difference) -> list[str]:
     for letter, side in (("a", found.a), ("b", found.b)):
         counts = side.counts
         lines.append(
-            f"{letter}  {side.name}: {counts.n_documents:,} documents, {counts.tokens:,} tokens, "
+            f"{letter}  {_shown(side.name)}: {counts.n_documents:,} documents, {counts.tokens:,} tokens, "
             f"coder {side.coder.name}"
         )
     lines.append(
         f"{found.n_tested:,} of {len(found.evidence.p):,} latents tested (in at least {found.min_documents} "
         f"documents); {len(found.found):,} differ at q ≤ {found.q_below:g}"
     )
-    return lines + [f"note: {remark}" for remark in found.remarks]
+    return lines + [f"note: {_shown(remark)}" for remark in found.remarks]
 
 
 def _cells(row: LatentDifference) -> tuple[str, ...]:
     low, high = row.interval
     return (
-        str(row.latent), row.more, f"{row.log2_ratio:+.2f}", f"{low:+.2f} … {high:+.2f}",
+        str(row.latent), _shown(row.more), f"{row.log2_ratio:+.2f}", f"{low:+.2f} … {high:+.2f}",
         f"{row.documents[0]:,} / {row.documents[1]:,}", f"{row.rate[0]:.2e}", f"{row.rate[1]:.2e}",
         f"{row.mean[0]:.3g}", f"{row.mean[1]:.3g}", f"{row.q:.1e}", " ".join(map(_shown, row.top_tokens)),
     )  # fmt: skip
 
 
 def _witnesses(row: LatentDifference) -> list[str]:
-    lines = [f"latent {row.latent}, in {row.more}"]
+    lines = [f"latent {row.latent}, in {_shown(row.more)}"]
     for one in row.witnesses:
         words = one.strings or [f"<{token}>" for token in one.tokens]
         before, peak, after = words[: one.peak_at], words[one.peak_at], words[one.peak_at + 1 :]

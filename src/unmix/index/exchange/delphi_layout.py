@@ -37,7 +37,9 @@ class Split:
         self.path, self.first, self.last = path, first, last
         self.store: Store = open_store(path)
         headers = self.store.headers()
-        for name, dimensions in (("locations", 2), ("activations", 1)):
+        for name, dimensions in (("locations", 2), ("activations", 1), ("tokens", 2)):
+            if name == "tokens" and name not in headers:
+                continue
             if name not in headers or len(headers[name].shape) != dimensions:
                 found = f"{list(headers[name].shape)}" if name in headers else f"only {', '.join(sorted(headers))}"
                 raise FormatError(f"{path}: found {found}, expected {name} of {dimensions} dimensions")

@@ -17,6 +17,8 @@ from unmix.index.reader import CoderIndex, LatentIndex
 ROWS = ("postings", "windows")
 GROUP = 2**18
 """Rows of a group: what a reader takes in at once, and what is held here (some hundred bytes a row)."""
+COLUMNS = ("coder", "latent", "context", "position", "document", "token", "string", "activation", "role")
+"""What every row of postings has."""
 LATENTS = 256
 """Latents whose windows are drawn before they are written."""
 
@@ -90,7 +92,7 @@ def _posting_schema(pa: Any, index: LatentIndex) -> Any:
 
 def _column(slicing: str) -> str:
     """Name of a slicing's column: its own, but for those that every row has."""
-    return f"slice_{slicing}" if slicing in ("role", "document", "context", "position", "token") else slicing
+    return f"slice_{slicing}" if slicing in COLUMNS else slicing
 
 
 def _posting_tables(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from unmix.coder.codes import Codes
 from unmix.coder.sparse_coder import SparseCoder
+from unmix.core.config import semantic_hash
 from unmix.core.errors import ConfigError
 from unmix.data.config import ROLES
 from unmix.data.shards import TokenShards
@@ -22,6 +24,8 @@ from unmix.index.sources.slicing import Slicings
 from unmix.lm.model import LanguageModel
 
 BATCH = 16
+UNSAID = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"})
+"""Fields of a model's config that do not change what it computes (the dtype is said beside it)."""
 
 
 class LiveSource:
@@ -107,7 +111,7 @@ class LiveSource:
 
     def _decides(self) -> dict[str, Any]:
         return {
-            "model": self.lm.fingerprint.model_dump(mode="json", exclude={"name"}),
+            "model": self._model(),
             "dtype": str(self.lm.dtype).removeprefix("torch."),
             "device": self.lm.device.type,
             "coders": {name: coder.hash() for name, coder in self.coders.items()},
@@ -117,6 +121,17 @@ class LiveSource:
             "batch": self.batch,
             "speakers": None if self.slicings.counted is None else list(self.slicings.counted),
         }
+
+    def _model(self) -> dict[str, Any]:
+        """The weights by hash, by name where they have none, and what the model's config says of the computation."""
+        facts = self.lm.fingerprint.model_dump(mode="json")
+        if facts["weights_hash"] is not None:
+            del facts["name"]
+        if self.lm.is_transformers:
+            config: Any = self.lm.model.config
+            said = {name: value for name, value in config.to_dict().items() if name not in UNSAID}
+            facts["config"] = semantic_hash(json.loads(json.dumps(said, default=str, sort_keys=True)))
+        return facts
 
     def batches(self, first: int, last: int) -> Iterator[IndexBatch]:
         """Contexts [first, last), encoded."""
