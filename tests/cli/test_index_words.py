@@ -85,7 +85,7 @@ def test_a_broken_index_is_no_user_s_error(run: Run, tmp_path: Path) -> None:
         (("--rank", "max", "--min-firings", "-1"), "--min-firings -1: expected 0 or more"),
         (("--rank", "max", "--max-frequency", "7"), "--max-frequency 7: expected more than 0 and at most 1"),
         (("--rank", "max", "--max-frequency", "nan"), "--max-frequency nan: expected more than 0 and at most 1"),
-        (("--tokens", "a,#7"), "--tokens #7: the tokens of this index have ids 0 to 6"),
+        (("--tokens", "a,#7"), "token id 7 is out of range: the vocabulary has ids 0 to 6"),
     ],
 )
 def test_no_word_of_stats_is_read_and_ignored(run: Run, folder: Path, words: tuple[str, ...], message: str) -> None:

@@ -58,7 +58,7 @@ def test_one_row_a_posting(index: LatentIndex, tmp_path: Path) -> None:
 
 def test_a_slicing_may_be_called_as_a_column_is(tmp_path: Path) -> None:
     stream = make_stream(2, n_contexts=3)
-    names: list[str] = ["latent", "coder", "string", "activation", "role"]
+    names: list[str] = ["latent", "coder", "string", "activation", "position"]
     slicings = dict.fromkeys(names, ("x", "y"))
     with IndexWriter(tmp_path / "index", {"a": 5}, stream.context, slices=slicings) as writer:
         codes = ArrayCodes.from_dense(stream.codes["a"].reshape(-1, 5))
