@@ -106,3 +106,20 @@ def tiny_tokenizer(tiny_tokenizer_folder: Path) -> Iterator[object]:
     from transformers import PreTrainedTokenizerFast
 
     yield PreTrainedTokenizerFast.from_pretrained(tiny_tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tiny_tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three layers, width 32, the tiny tokenizer; random weights from a fixed seed."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=512, max_position_embeddings=256, bos_token_id=1, eos_token_id=0, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_tokenizer_folder).save_pretrained(folder)
+    return folder

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from index.builds import make_source, small_cut, tree
+from unmix.index.building import build
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_fsync() -> Iterator[None]:
@@ -14,3 +17,13 @@ def _no_fsync() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda fd: None)
         yield
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Every byte of the index of `make_source()`, built in one go."""
+    folder = tmp_path_factory.mktemp("reference") / "i"
+    with pytest.MonkeyPatch.context() as patch:
+        small_cut(patch)
+        build(folder, make_source)
+    return tree(folder)

@@ -31,16 +31,6 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     small_cut(monkeypatch)
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Every byte of the index of `make_source()`, built in one go."""
-    folder = tmp_path_factory.mktemp("reference") / "i"
-    with pytest.MonkeyPatch.context() as patch:
-        small_cut(patch)
-        build(folder, make_source)
-    return tree(folder)
-
-
 @pytest.mark.parametrize(("batch", "budget"), [(1, 1), (5, 3000), (24, 2**31)])
 def test_neither_batches_nor_the_budget_change_a_byte(
     tmp_path: Path, reference: dict[str, bytes], batch: int, budget: int

@@ -23,15 +23,6 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     small_cut(monkeypatch)
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = tmp_path_factory.mktemp("reference") / "i"
-    with pytest.MonkeyPatch.context() as patch:
-        small_cut(patch)
-        build(folder, make_source)
-    return tree(folder)
-
-
 @pytest.mark.parametrize("workers", [2, 4])
 def test_workers_do_not_change_a_byte(tmp_path: Path, reference: dict[str, bytes], workers: int) -> None:
     log = tmp_path / "log"
